@@ -1,0 +1,89 @@
+//! Layouts of every value that crosses the kernel boundary.
+//!
+//! Each type is `repr(C)`, [`bytemuck::Pod`], of asserted size and without implicit
+//! padding: map keys are compared as bytes. Numbers in host order are plain integers;
+//! what lies on the wire is a newtype ([`Addr`], [`Be16`]). A change of a size or a
+//! meaning bumps [`ABI_VERSION`], which is part of the pin path.
+
+mod affinity;
+mod backend;
+mod conntrack;
+mod counters;
+mod net;
+mod node;
+mod service;
+mod socket;
+
+pub use affinity::{Affinity, AffinityKey};
+pub use backend::{Backend, BackendFlags, BackendId};
+pub use conntrack::{Flow, FlowFlags, FlowKey, Ticks, timeout};
+pub use counters::{DropReason, PassReason, Reason, ServiceCounters};
+pub use net::{Addr, Be16, Family, Proto};
+pub use node::{Device, DeviceFlags, NodeAddress, NodeConfig, PortRange, Settings, SettingsFlags};
+pub use service::{Frontend, FrontendFlags, FrontendKey, ServiceId, Table};
+pub use socket::{SocketKey, SocketPeer};
+
+/// Version of the map layouts. Part of the pin path: agents of different layouts never
+/// share a map.
+pub const ABI_VERSION: u32 = 1;
+
+/// Names of the maps, as both the eBPF object and the pin folder spell them.
+pub mod map {
+    /// [`super::FrontendKey`] → [`super::Frontend`].
+    pub const FRONTENDS: &str = "FRONTENDS";
+    /// [`super::BackendId`] → [`super::Backend`]; an mmappable array.
+    pub const BACKENDS: &str = "BACKENDS";
+    /// Block number → [`super::TABLE_BLOCK`] backend ids; an mmappable array.
+    pub const TABLES: &str = "TABLES";
+    /// [`super::FlowKey`] → [`super::Flow`]: confirmed flows, never evicted.
+    pub const FLOWS: &str = "FLOWS";
+    /// [`super::FlowKey`] → [`super::Flow`]: opening and closing flows, least recently used go first.
+    pub const TRANSIENT: &str = "TRANSIENT";
+    /// [`super::AffinityKey`] → [`super::Affinity`].
+    pub const AFFINITY: &str = "AFFINITY";
+    /// [`super::SocketKey`] → [`super::SocketPeer`].
+    pub const SOCKETS: &str = "SOCKETS";
+    /// [`super::Addr`] → [`super::NodeAddress`]: addresses of this node, followed live.
+    pub const NODE_ADDRESSES: &str = "NODE_ADDRESSES";
+    /// Interface index → [`super::Device`].
+    pub const DEVICES: &str = "DEVICES";
+    /// One [`super::NodeConfig`], changed while running.
+    pub const NODE: &str = "NODE";
+    /// Per-CPU `u64` by [`super::Reason::slot`].
+    pub const COUNTERS: &str = "COUNTERS";
+    /// [`super::ServiceId`] → [`super::ServiceCounters`]; an mmappable array.
+    pub const SERVICE_COUNTERS: &str = "SERVICE_COUNTERS";
+    /// Every map that outlives an agent.
+    pub const PINNED: [&str; 12] = [
+        FRONTENDS,
+        BACKENDS,
+        TABLES,
+        FLOWS,
+        TRANSIENT,
+        AFFINITY,
+        SOCKETS,
+        NODE_ADDRESSES,
+        DEVICES,
+        NODE,
+        COUNTERS,
+        SERVICE_COUNTERS,
+    ];
+}
+
+/// Backend ids in one block of [`map::TABLES`]. A block is one array element, so that an
+/// index into it needs no division and no bound that the verifier cannot see.
+pub const TABLE_BLOCK: usize = 16;
+
+/// Capacities that the object is built with; the agent overrides them at load.
+pub mod capacity {
+    pub const FRONTENDS: usize = 262_144;
+    pub const BACKENDS: usize = 131_072;
+    pub const TABLE_BLOCKS: usize = 262_144;
+    pub const FLOWS: usize = 262_144;
+    pub const TRANSIENT: usize = 65_536;
+    pub const AFFINITY: usize = 65_536;
+    pub const SOCKETS: usize = 65_536;
+    pub const NODE_ADDRESSES: usize = 4_096;
+    pub const DEVICES: usize = 4_096;
+    pub const SERVICES: usize = 65_536;
+}

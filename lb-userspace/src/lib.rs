@@ -1,0 +1,14 @@
+//! Weir's agent.
+//!
+//! ```text
+//!  API server ─┐                            ┌─> plan ──> datapath ──> BPF maps ──> lb-ebpf
+//!              ├─> source ──> model (pure) ─┘   (pure)   (the only aya user)        (thin)
+//!  manifests ──┘   Objects     Desired
+//!                  lb-common: the packet path itself, shared by lb-ebpf and the simulator
+//! ```
+
+pub mod datapath;
+pub mod model;
+pub mod plan;
+pub mod problem;
+pub mod source;

@@ -1,0 +1,189 @@
+//! Where objects come from, and the compact form in which the agent keeps them.
+//!
+//! A source turns files or API watches into [`Change`]s. [`Objects::apply`] folds a change
+//! into the set and answers which Services it touches; nothing here decides what an object
+//! means.
+
+use crate::problem::{Kind, ObjectKey, ObjectRef, Problem};
+use lb_common::abi::Proto;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+pub mod objects;
+
+/// A fault found while an object was projected to its compact form; the model reports it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct FieldProblem {
+    pub field: String,
+    pub reason: String,
+}
+
+/// `spec.type` of a Service.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum ServiceType {
+    #[default]
+    ClusterIp,
+    NodePort,
+    LoadBalancer,
+    ExternalName,
+}
+
+/// `internalTrafficPolicy` and `externalTrafficPolicy`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum TrafficPolicy {
+    #[default]
+    Cluster,
+    Local,
+}
+
+/// One entry of `spec.ports`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ServicePort {
+    /// Empty for the unnamed port of a one-port Service.
+    pub name: String,
+    pub proto: Proto,
+    pub port: u16,
+    /// 0: none.
+    pub node_port: u16,
+    pub app_protocol: Option<String>,
+}
+
+/// A Service, as far as either layer needs it.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Service {
+    pub key: ObjectKey,
+    /// Seconds since the epoch; 0 when the object has no creation time (manifests).
+    pub created: i64,
+    pub kind: ServiceType,
+    /// Label `service.kubernetes.io/service-proxy-name` is set: another proxy's (S1).
+    pub foreign: bool,
+    /// `spec.clusterIP` is "None" (S2).
+    pub headless: bool,
+    pub cluster_ips: Vec<IpAddr>,
+    pub external_ips: Vec<IpAddr>,
+    /// Of `status.loadBalancer.ingress`: those with an IP and `ipMode` VIP or none (S15).
+    pub load_balancer_ips: Vec<IpAddr>,
+    pub source_ranges: Vec<String>,
+    pub external_name: Option<String>,
+    pub ports: Vec<ServicePort>,
+    pub internal_policy: TrafficPolicy,
+    pub external_policy: TrafficPolicy,
+    /// Seconds; `None` without `sessionAffinity: ClientIP`.
+    pub affinity_seconds: Option<u32>,
+    /// 0: none.
+    pub health_check_node_port: u16,
+    pub publish_not_ready: bool,
+    pub problems: Vec<FieldProblem>,
+}
+
+/// One endpoint of a slice: its first address (S5) and its conditions, defaults applied (S6).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Endpoint {
+    pub addr: IpAddr,
+    pub ready: bool,
+    pub serving: bool,
+    pub terminating: bool,
+    /// Shared between endpoints: a node name is repeated thousands of times.
+    pub node: Option<Arc<str>>,
+    pub zone: Option<Arc<str>>,
+    /// `hints.forZones` and `hints.forNodes` (S26).
+    pub hint_zones: Vec<Arc<str>>,
+    pub hint_nodes: Vec<Arc<str>>,
+}
+
+/// A port of a slice; those without a number are left out (S5).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SlicePort {
+    pub name: String,
+    pub proto: Proto,
+    pub port: u16,
+}
+
+/// An EndpointSlice of IP addresses that belongs to a Service (S3).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct EndpointSlice {
+    pub key: ObjectKey,
+    /// From label `kubernetes.io/service-name`, in the slice's namespace.
+    pub service: ObjectKey,
+    pub ports: Vec<SlicePort>,
+    pub endpoints: Vec<Endpoint>,
+    /// Annotation `endpoints.kubernetes.io/last-change-trigger-time`, ns since the epoch (S59).
+    pub trigger_time: Option<i64>,
+    pub problems: Vec<FieldProblem>,
+}
+
+/// A Node, as far as the agent needs it. Only our own is kept.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Node {
+    pub name: String,
+    pub internal_ips: Vec<IpAddr>,
+    /// `spec.podCIDRs` as text.
+    pub pod_cidrs: Vec<String>,
+    /// Label `topology.kubernetes.io/zone` (S28).
+    pub zone: Option<String>,
+    /// Deletion timestamp or taint `ToBeDeletedByClusterAutoscaler` (S55).
+    pub leaving: bool,
+}
+
+/// A Pod of this node (API server), or any Pod (manifests).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Pod {
+    pub key: ObjectKey,
+    pub node: Option<String>,
+    pub ips: Vec<IpAddr>,
+    pub host_network: bool,
+    pub ready: bool,
+    pub terminating: bool,
+    pub labels: BTreeMap<String, String>,
+    /// Container ports that carry a name: name, protocol, number.
+    pub named_ports: Vec<(String, Proto, u16)>,
+    pub problems: Vec<FieldProblem>,
+}
+
+/// An object in its compact form.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Object {
+    Service(Service),
+    EndpointSlice(EndpointSlice),
+    Node(Node),
+    Pod(Pod),
+}
+
+/// What a source says.
+#[derive(Clone, Debug)]
+pub enum Change {
+    /// Added or changed.
+    Upsert(Object),
+    /// Deleted.
+    Delete(ObjectRef),
+    /// All objects of a kind, after a first list or a relist: replaces whatever was known.
+    Replace(Kind, Vec<Object>),
+    /// The source's own problems, whole: an unreadable file, a refused watch.
+    Problems(Vec<Problem>),
+}
+
+/// What the agent knows of the cluster.
+#[derive(Clone, Default, Debug)]
+pub struct Objects {
+    pub services: BTreeMap<ObjectKey, Arc<Service>>,
+    pub slices: BTreeMap<ObjectKey, Arc<EndpointSlice>>,
+    /// Slices by the Service they belong to.
+    pub slices_of: BTreeMap<ObjectKey, BTreeSet<ObjectKey>>,
+    pub node: Option<Arc<Node>>,
+    pub pods: BTreeMap<ObjectKey, Arc<Pod>>,
+    /// Kinds that have been listed in full at least once (S8).
+    pub listed: BTreeSet<Kind>,
+    pub source_problems: Vec<Problem>,
+}
+
+/// What a change touches.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Touched {
+    /// Services whose desired state may differ now.
+    pub services: BTreeSet<ObjectKey>,
+    /// Our Node changed: everything may differ.
+    pub node: bool,
+    /// Pods changed: links of pods may have come or gone.
+    pub pods: bool,
+}
