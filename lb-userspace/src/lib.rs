@@ -7,6 +7,7 @@
 //!                  lb-common: the packet path itself, shared by lb-ebpf and the simulator
 //! ```
 
+pub mod args;
 pub mod datapath;
 pub mod model;
 pub mod plan;

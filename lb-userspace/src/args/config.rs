@@ -1,0 +1,169 @@
+//! The checked configuration, one sub-struct for each part of the agent.
+
+use super::run::{AutoOff, LogFormat, LogLevel, RunArgs, Xdp};
+use super::value::{Cidr, Devices, NodePortAddresses, Permission};
+use lb_common::abi::PortRange;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+pub(super) const STATE_DIR: &str = "/run/weir";
+pub(super) const ADMIN_SOCKET: &str = "/run/weir/admin.sock";
+pub(super) const BPFFS: &str = "/sys/fs/bpf";
+
+/// Ports of the node that no Service takes from it unless told otherwise (H36): ssh,
+/// kubelet, API server, kube-proxy's and our own health and metrics.
+const PROTECTED_PORTS: [u16; 5] = [22, 6443, 10249, 10250, 10256];
+
+/// Everything that `weir run` was told.
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub node_name: String,
+    pub state_dir: PathBuf,
+    pub source: SourceConfig,
+    /// `None`: `--l4 off`.
+    pub l4: Option<L4Config>,
+    pub l7: L7Config,
+    pub http: HttpConfig,
+    pub log: LogConfig,
+}
+
+#[derive(Clone, Debug)]
+pub struct SourceConfig {
+    pub kind: SourceKind,
+    pub allow_endpoints: Vec<Cidr>,
+    pub external_ips: Permission,
+    pub protected_ports: Vec<u16>,
+    pub nodeport_range: PortRange,
+}
+
+#[derive(Clone, Debug)]
+pub enum SourceKind {
+    Manifests { paths: Vec<PathBuf>, service_cidrs: Vec<Cidr> },
+    Api(ApiConfig),
+}
+
+#[derive(Clone, Debug)]
+pub struct ApiConfig {
+    pub kubeconfig: Option<PathBuf>,
+    pub server: Option<String>,
+}
+
+#[derive(Clone, Debug)]
+pub struct L4Config {
+    pub devices: Devices,
+    pub pod_devices: bool,
+    pub xdp: Xdp,
+    pub socket_lb: bool,
+    pub cgroup: Option<PathBuf>,
+    pub snat: [PortRange; 2],
+    pub conntrack_max: Option<u32>,
+    pub nodeport_addresses: NodePortAddresses,
+    pub cluster_cidrs: Option<Vec<Cidr>>,
+    pub masquerade_all: bool,
+    pub bpffs: PathBuf,
+    pub bpf_log: LogLevel,
+}
+
+/// What the L7 half will be told; only `asked` has an effect yet.
+#[derive(Clone, Debug)]
+pub struct L7Config {
+    /// `--l7 on` was given: worth a line in the log.
+    pub asked: bool,
+}
+
+#[derive(Clone, Debug)]
+pub struct HttpConfig {
+    pub healthz: SocketAddr,
+    pub metrics: SocketAddr,
+    pub admin_socket: PathBuf,
+}
+
+#[derive(Clone, Debug)]
+pub struct LogConfig {
+    pub level: LogLevel,
+    pub format: LogFormat,
+}
+
+impl Config {
+    /// Checks what clap cannot: values against each other and against this machine.
+    pub(super) fn check(args: RunArgs) -> Result<Self, String> {
+        let PortRange { first, last } = args.nodeport_range;
+        for range in args.snat_port_range.0.iter().filter(|range| !range.is_empty()) {
+            if range.first <= last && first <= range.last {
+                return Err(format!(
+                    "--snat-port-range {}-{}: overlaps --nodeport-range {first}-{last}; a masqueraded flow would take the place of a node port",
+                    range.first, range.last
+                ));
+            }
+        }
+        if let Some(server) = args
+            .apiserver
+            .as_deref()
+            .filter(|url| !url.starts_with("https://") && !url.starts_with("http://"))
+        {
+            return Err(format!("--apiserver {server}: not a URL that begins with https:// or http://"));
+        }
+        let node_name = match args
+            .node_name
+            .or_else(|| std::env::var("NODE_NAME").ok().filter(|name| !name.is_empty()))
+        {
+            Some(name) if !name.trim().is_empty() => name.trim().to_ascii_lowercase(),
+            Some(_) => return Err("--node-name: empty".into()),
+            None => host_name()?,
+        };
+        let mut protected_ports =
+            args.protected_ports.map_or_else(|| PROTECTED_PORTS.to_vec(), |ports| ports.0);
+        protected_ports.extend([args.healthz_listen.port(), args.metrics_listen.port()]);
+        protected_ports.sort_unstable();
+        protected_ports.dedup();
+        let kind = if args.manifests.is_empty() {
+            SourceKind::Api(ApiConfig { kubeconfig: args.kubeconfig, server: args.apiserver })
+        } else {
+            SourceKind::Manifests { paths: args.manifests, service_cidrs: args.service_cidr.0 }
+        };
+        Ok(Self {
+            node_name,
+            source: SourceConfig {
+                kind,
+                allow_endpoints: args.allow_endpoint_cidr,
+                external_ips: args.external_ips,
+                protected_ports,
+                nodeport_range: args.nodeport_range,
+            },
+            l4: args.l4.then_some(L4Config {
+                devices: args.devices,
+                pod_devices: args.pod_devices == AutoOff::Auto,
+                xdp: args.xdp,
+                socket_lb: args.socket_lb,
+                cgroup: args.cgroup,
+                snat: args.snat_port_range.0,
+                conntrack_max: args.conntrack_max,
+                nodeport_addresses: args.nodeport_addresses,
+                cluster_cidrs: args.cluster_cidr.map(|cidrs| cidrs.0),
+                masquerade_all: args.masquerade_all,
+                bpffs: args.bpffs,
+                bpf_log: args.bpf_log,
+            }),
+            l7: L7Config { asked: args.l7 == Some(true) },
+            http: HttpConfig {
+                healthz: args.healthz_listen,
+                metrics: args.metrics_listen,
+                admin_socket: args.admin_socket.unwrap_or_else(|| args.state_dir.join("admin.sock")),
+            },
+            log: LogConfig { level: args.log_level, format: args.log_format },
+            state_dir: args.state_dir,
+        })
+    }
+}
+
+/// The kernel's name of this host, as the kubelet takes it.
+fn host_name() -> Result<String, String> {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname")
+        .map_err(|e| format!("--node-name: not given, and the host's name cannot be read: {e}"))?;
+    Ok(name.trim().to_ascii_lowercase())
+}
+
+/// Parses YAML.
+pub(super) fn yaml<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, String> {
+    serde_saphyr::from_str(text).map_err(|e| e.to_string())
+}

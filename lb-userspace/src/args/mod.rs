@@ -1,0 +1,179 @@
+//! The command line: flags, variables and configuration file, checked once into [`Config`].
+//!
+//! A flag beats its variable `WEIR_<FLAG>`, which beats the key of the same name in
+//! `--config FILE`. Whatever is wrong is told with flag, value and reason, exit code 2.
+
+mod config;
+mod file;
+mod run;
+pub mod value;
+
+pub use config::{ApiConfig, Config, HttpConfig, L4Config, L7Config, LogConfig, SourceConfig, SourceKind};
+pub use run::{LogFormat, LogLevel, Onoff, RunArgs, Xdp};
+
+use clap::error::ErrorKind;
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+use std::ffi::OsString;
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+/// Weir: Kubernetes Services on one node, in eBPF.
+#[derive(Parser, Debug)]
+#[command(name = "weir", version, about, max_term_width = 110)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+/// What `weir` is asked to do.
+#[derive(Subcommand, Debug)]
+pub enum Verb {
+    /// Run the agent of this node.
+    Run(Box<RunArgs>),
+    /// Version, node, sources, hooks and map fill of the running agent.
+    Status(Ask),
+    /// Services with their frontends, backends, flows and drops.
+    Services(ServicesArgs),
+    /// What would become of a connection, and why. Exit code 3: it would not be served.
+    Explain(ExplainArgs),
+    /// Faults by object, field and reason.
+    Problems(Listing),
+    /// The state of every stage, as JSON.
+    Dump(Ask),
+    /// Flows that the data path remembers.
+    Flows(FlowsArgs),
+    /// Remove everything that Weir put on this node.
+    Cleanup(CleanupArgs),
+}
+
+/// How an answer is printed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, ValueEnum)]
+pub enum Output {
+    /// For people.
+    #[default]
+    Table,
+    Json,
+}
+
+/// Common to everything that asks a running agent.
+#[derive(Args, Clone, Debug)]
+pub struct Ask {
+    /// Form of the answer
+    #[arg(short, long, value_enum, default_value = "table", value_name = "FORM")]
+    pub output: Output,
+    /// Socket of the agent
+    #[arg(long, env = "WEIR_ADMIN_SOCKET", default_value = config::ADMIN_SOCKET, value_name = "PATH")]
+    pub admin_socket: PathBuf,
+}
+
+/// Which objects, and whether to go on watching.
+#[derive(Args, Clone, Debug)]
+pub struct Listing {
+    /// Namespace (default: all)
+    #[arg(short, long, value_name = "NS")]
+    pub namespace: Option<String>,
+    /// All namespaces
+    #[arg(short = 'A', long, conflicts_with = "namespace")]
+    pub all_namespaces: bool,
+    /// Print again at each change, until interrupted
+    #[arg(short, long)]
+    pub watch: bool,
+    #[command(flatten)]
+    pub ask: Ask,
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct ServicesArgs {
+    /// One Service, as NS/NAME, or NAME with -n
+    pub service: Option<String>,
+    #[command(flatten)]
+    pub listing: Listing,
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct ExplainArgs {
+    /// IP:PORT[/tcp|/udp|/sctp] or svc/NS/NAME:PORT
+    pub target: String,
+    /// Address of the client (default: a client from outside)
+    #[arg(long, value_name = "IP")]
+    pub from: Option<IpAddr>,
+    /// Method, for a URL
+    #[arg(short = 'X', long, value_name = "METHOD", hide = true)]
+    pub method: Option<String>,
+    /// Header, for a URL
+    #[arg(short = 'H', long, value_name = "HEADER", hide = true)]
+    pub header: Vec<String>,
+    #[command(flatten)]
+    pub ask: Ask,
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct FlowsArgs {
+    /// Only flows of this Service, as NS/NAME
+    #[arg(long, value_name = "NS/NAME")]
+    pub service: Option<String>,
+    /// Most flows to list
+    #[arg(long, default_value_t = 1000, value_name = "N")]
+    pub limit: usize,
+    #[command(flatten)]
+    pub ask: Ask,
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct CleanupArgs {
+    /// BPF filesystem that holds the pins
+    #[arg(long, env = "WEIR_BPFFS", default_value = config::BPFFS, value_name = "PATH")]
+    pub bpffs: PathBuf,
+    /// The agent's state folder
+    #[arg(long, env = "WEIR_STATE_DIR", default_value = config::STATE_DIR, value_name = "PATH")]
+    pub state_dir: PathBuf,
+}
+
+/// What is to be done, with everything checked.
+#[derive(Debug)]
+pub enum Task {
+    Run(Box<Config>),
+    Ask(Verb),
+}
+
+/// Reads the command line, the environment and the configuration file.
+///
+/// # Errors
+/// A [`clap::Error`] that knows how to print itself and its exit code: 2, or 0 after
+/// `--help`.
+pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Task, clap::Error> {
+    let args: Vec<OsString> = args.into_iter().collect();
+    let cli = Cli::from_arg_matches(&Cli::command().try_get_matches_from(&args)?)?;
+    let Verb::Run(run) = cli.verb else { return Ok(Task::Ask(cli.verb)) };
+    let run = match &run.config {
+        None => run,
+        Some(path) => {
+            // The file's values become the defaults, so that clap itself keeps the order
+            // flag, variable, file, and checks a value the same way wherever it stands.
+            let command = file::with_defaults(Cli::command(), path)
+                .map_err(|reason| usage(format!("--config {}: {reason}", path.display())))?;
+            let matches = command
+                .try_get_matches_from(&args)
+                .map_err(|e| usage(format!("in {}: {}", path.display(), plain(&e))))?;
+            match Cli::from_arg_matches(&matches)?.verb {
+                Verb::Run(run) => run,
+                other => return Ok(Task::Ask(other)),
+            }
+        }
+    };
+    Config::check(*run).map(Box::new).map(Task::Run).map_err(usage)
+}
+
+fn usage(reason: String) -> clap::Error {
+    Cli::command().error(ErrorKind::ValueValidation, reason)
+}
+
+/// The first line of a clap error, without its "error:".
+fn plain(error: &clap::Error) -> String {
+    let text = error.to_string();
+    let line = text.lines().next().unwrap_or_default();
+    line.strip_prefix("error: ").unwrap_or(line).to_string()
+}
+
+#[cfg(test)]
+mod tests;

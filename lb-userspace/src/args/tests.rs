@@ -1,0 +1,144 @@
+#![expect(clippy::unwrap_used, reason = "tests")]
+use super::value::{Devices, NodePortAddresses};
+use super::*;
+use std::io::Write;
+
+fn config(args: &[&str]) -> Result<Config, String> {
+    let args = ["weir", "run", "--node-name=n"].iter().chain(args).map(OsString::from);
+    match parse(args) {
+        Ok(Task::Run(config)) => Ok(*config),
+        Ok(Task::Ask(_)) => panic!("not run"),
+        Err(e) => {
+            assert_eq!(e.exit_code(), 2);
+            Err(e.to_string())
+        }
+    }
+}
+
+fn file(text: &str) -> (std::path::PathBuf, impl Drop) {
+    struct Removed(std::path::PathBuf);
+    impl Drop for Removed {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_file(&self.0);
+        }
+    }
+    use std::sync::atomic::{AtomicU32, Ordering};
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let name = format!("weir-args-{}-{}.yaml", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+    let path = std::env::temp_dir().join(name);
+    std::fs::File::create(&path).unwrap().write_all(text.as_bytes()).unwrap();
+    (path.clone(), Removed(path))
+}
+
+#[test]
+fn the_command_is_well_formed() {
+    Cli::command().debug_assert();
+}
+
+#[test]
+fn defaults_are_those_of_the_contract() {
+    let config = config(&[]).unwrap();
+    let l4 = config.l4.unwrap();
+    assert_eq!(l4.devices, Devices::Auto);
+    assert!(l4.pod_devices && l4.socket_lb && !l4.masquerade_all);
+    assert_eq!(l4.nodeport_addresses, NodePortAddresses::Primary);
+    assert_eq!((l4.snat[0].first, l4.snat[0].last, l4.snat[1].first), (10000, 29999, 61000));
+    assert_eq!(config.http.healthz.to_string(), "[::]:10256");
+    assert_eq!(config.http.metrics.to_string(), "127.0.0.1:10249");
+    assert_eq!(config.http.admin_socket.to_str(), Some("/run/weir/admin.sock"));
+    assert!(!config.l7.asked);
+    assert!(matches!(config.source.kind, SourceKind::Api(_)));
+}
+
+#[test]
+fn the_admin_socket_follows_the_state_folder() {
+    let config = config(&["--state-dir", "/tmp/x"]).unwrap();
+    assert_eq!(config.http.admin_socket.to_str(), Some("/tmp/x/admin.sock"));
+}
+
+#[test]
+fn booleans_take_on_off_true_false() {
+    for (value, on) in [("on", true), ("true", true), ("off", false), ("false", false)] {
+        assert_eq!(config(&["--l4", value]).unwrap().l4.is_some(), on);
+        let all = format!("--masquerade-all={value}");
+        assert_eq!(config(&[&all]).unwrap().l4.unwrap().masquerade_all, on);
+    }
+    assert!(config(&["--masquerade-all"]).unwrap().l4.unwrap().masquerade_all);
+    assert!(config(&["--l7", "on"]).unwrap().l7.asked);
+}
+
+#[test]
+fn a_bad_value_names_flag_value_and_reason() {
+    for (args, parts) in [
+        (&["--xdp", "fast"][..], &["--xdp", "fast"][..]),
+        (&["--snat-port-range", "5-1"], &["--snat-port-range", "5-1", "not a range"]),
+        (&["--snat-port-range", "30000-31000"], &["--snat-port-range", "30000-31000", "--nodeport-range"]),
+        (&["--cluster-cidr", "10.0.0.0/99"], &["--cluster-cidr", "10.0.0.0/99", "prefix length"]),
+        (&["--healthz-listen", "10256"], &["--healthz-listen", "10256"]),
+        (&["--apiserver", "10.0.0.1"], &["--apiserver", "10.0.0.1", "https://"]),
+        (&["--default-ssl-certificate", "x"], &["--default-ssl-certificate", "NAMESPACE/NAME"]),
+        (&["--l4", "maybe"], &["--l4", "maybe", "neither on nor off"]),
+        (&["--protected-ports", "22,x"], &["--protected-ports", "x", "not a port"]),
+    ] {
+        let error = config(args).unwrap_err();
+        for part in parts {
+            assert!(error.contains(part), "{args:?}: {error}");
+        }
+    }
+}
+
+#[test]
+fn command_lines_of_others_can_be_pasted() {
+    let config = config(&[
+        "--hostname-override=other",
+        "--master=https://10.0.0.1:6443",
+        "--healthz-bind-address=0.0.0.0:10257",
+        "--metrics-bind-address=0.0.0.0:10250",
+        "--service-node-port-range=20000-22767",
+        "--snat-port-range=40000-50000",
+        "--controller-class=k8s.io/ingress-nginx",
+    ]);
+    // --node-name stands in the helper's command line already.
+    assert!(config.unwrap_err().contains("cannot be used multiple times"));
+    let args = [
+        "weir",
+        "run",
+        "--hostname-override=Other",
+        "--server=https://10.0.0.1:6443",
+        "--healthz-bind-address=0.0.0.0:10257",
+    ];
+    let Ok(Task::Run(config)) = parse(args.iter().map(OsString::from)) else { panic!("refused") };
+    assert_eq!(config.node_name, "other");
+    assert_eq!(config.http.healthz.port(), 10257);
+}
+
+#[test]
+fn flags_beat_the_file() {
+    let (path, _removed) = file(
+        "xdp: off\nsocket-lb: false\nnodeport_addresses: [10.0.0.0/8, 'fd00::/8']\nmanifests: [/a, /b]\nhealthz-listen: 127.0.0.1:1\n",
+    );
+    let config = config(&["--config", path.to_str().unwrap(), "--xdp", "generic"]).unwrap();
+    let l4 = config.l4.unwrap();
+    assert_eq!(l4.xdp, Xdp::Generic);
+    assert!(!l4.socket_lb);
+    assert!(matches!(l4.nodeport_addresses, NodePortAddresses::Within(cidrs) if cidrs.len() == 2));
+    assert!(matches!(config.source.kind, SourceKind::Manifests { paths, .. } if paths.len() == 2));
+    assert_eq!(config.http.healthz.port(), 1);
+}
+
+#[test]
+fn a_bad_file_is_wrong_usage() {
+    for (text, parts) in [
+        ("xdpp: off\n", &["xdpp", "no such flag"][..]),
+        ("xdp: fast\n", &["--xdp", "fast"]),
+        ("- a\n", &["--config"]),
+        ("config: /x\n", &["no such flag"]),
+    ] {
+        let (path, _removed) = file(text);
+        let error = config(&["--config", path.to_str().unwrap()]).unwrap_err();
+        for part in parts.iter().chain([&path.to_str().unwrap()]) {
+            assert!(error.contains(part), "{text}: {error}");
+        }
+    }
+    assert!(config(&["--config", "/nonexistent.yaml"]).unwrap_err().contains("No such file"));
+}

@@ -1,0 +1,280 @@
+//! Values of flags: each parsed once, from text, into what the parts of the agent use.
+//!
+//! Errors are sentences without the flag's name; clap puts flag and value in front.
+
+use lb_common::abi::PortRange;
+use std::fmt;
+use std::net::IpAddr;
+use std::str::FromStr;
+use std::time::Duration;
+
+/// An address prefix, such as `10.96.0.0/16`. A bare address is a prefix of full length.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Cidr {
+    pub addr: IpAddr,
+    pub bits: u8,
+}
+
+impl Cidr {
+    /// Whether `ip` lies in the prefix. The families never mix.
+    pub fn contains(&self, ip: IpAddr) -> bool {
+        match (self.addr, ip) {
+            (IpAddr::V4(a), IpAddr::V4(b)) => {
+                same_prefix(a.to_bits().into(), b.to_bits().into(), 32, self.bits)
+            }
+            (IpAddr::V6(a), IpAddr::V6(b)) => same_prefix(a.to_bits(), b.to_bits(), 128, self.bits),
+            (IpAddr::V4(_), IpAddr::V6(_)) | (IpAddr::V6(_), IpAddr::V4(_)) => false,
+        }
+    }
+}
+
+fn same_prefix(a: u128, b: u128, width: u8, bits: u8) -> bool {
+    (a ^ b).checked_shr(u32::from(width.saturating_sub(bits))).unwrap_or(0) == 0
+}
+
+impl FromStr for Cidr {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let text = text.trim();
+        let (addr, bits) = text.split_once('/').map_or((text, None), |(addr, bits)| (addr, Some(bits)));
+        let addr: IpAddr = addr.parse().map_err(|_| format!("\"{addr}\" is not an IP address"))?;
+        let width = if addr.is_ipv4() { 32 } else { 128 };
+        let bits = match bits {
+            None => width,
+            Some(bits) => bits
+                .parse()
+                .ok()
+                .filter(|bits| *bits <= width)
+                .ok_or_else(|| format!("\"{bits}\" is not a prefix length of 0 to {width}"))?,
+        };
+        Ok(Self { addr, bits })
+    }
+}
+
+impl fmt::Display for Cidr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.addr, self.bits)
+    }
+}
+
+/// Items between commas; an empty text is an empty list.
+fn list<T: FromStr<Err = String>>(text: &str) -> Result<Vec<T>, String> {
+    text.split(',').map(str::trim).filter(|item| !item.is_empty()).map(str::parse).collect()
+}
+
+/// `on`, `off`, `true`, `false`.
+pub fn on_off(text: &str) -> Result<bool, String> {
+    match text.to_ascii_lowercase().as_str() {
+        "on" | "true" => Ok(true),
+        "off" | "false" => Ok(false),
+        _ => Err("neither on nor off".into()),
+    }
+}
+
+/// `240`, `240s`, `4m`, `1h`, `500ms`.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let number: u64 = number.parse().map_err(|_| "not a duration such as 240s".to_string())?;
+    match unit.trim() {
+        "ms" => Ok(Duration::from_millis(number)),
+        "" | "s" => Ok(Duration::from_secs(number)),
+        "m" => Ok(Duration::from_secs(number.saturating_mul(60))),
+        "h" => Ok(Duration::from_secs(number.saturating_mul(3600))),
+        _ => Err(format!("\"{unit}\" is not a unit of time (ms, s, m, h)")),
+    }
+}
+
+/// `30000-32767`, or a single port.
+pub fn port_range(text: &str) -> Result<PortRange, String> {
+    let text = text.trim();
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    let port = |text: &str| -> Result<u16, String> {
+        text.trim().parse().map_err(|_| format!("\"{text}\" is not a port number"))
+    };
+    let range = PortRange { first: port(first)?, last: port(last)? };
+    if range.is_empty() || range.first == 0 {
+        return Err(format!("{first}-{last} is not a range of ports from 1 up"));
+    }
+    Ok(range)
+}
+
+/// One or two ranges of source ports (`--snat-port-range`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PortRanges(pub [PortRange; 2]);
+
+impl FromStr for PortRanges {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let ranges = text.split(',').map(port_range).collect::<Result<Vec<_>, _>>()?;
+        match ranges.as_slice() {
+            [one] => Ok(Self([*one, PortRange::EMPTY])),
+            [one, two] => Ok(Self([*one, *two])),
+            _ => Err("more than two ranges".into()),
+        }
+    }
+}
+
+/// `auto`, or names of interfaces.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Devices {
+    Auto,
+    Named(Vec<String>),
+}
+
+impl FromStr for Devices {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "auto" {
+            return Ok(Self::Auto);
+        }
+        let names: Vec<String> = text.split(',').map(|name| name.trim().to_string()).collect();
+        match names.iter().find(|name| name.is_empty() || name.len() > 15 || name.contains(['/', ' '])) {
+            Some(name) => Err(format!("\"{name}\" is not an interface name")),
+            None => Ok(Self::Named(names)),
+        }
+    }
+}
+
+/// `on`, `off`, or the prefixes to which a permission is limited.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Permission {
+    On,
+    Off,
+    Within(Vec<Cidr>),
+}
+
+impl FromStr for Permission {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        Ok(match on_off(text) {
+            Ok(true) => Self::On,
+            Ok(false) => Self::Off,
+            Err(_) => Self::Within(list(text)?),
+        })
+    }
+}
+
+impl Permission {
+    pub fn allows(&self, ip: IpAddr) -> bool {
+        match self {
+            Self::On => true,
+            Self::Off => false,
+            Self::Within(prefixes) => prefixes.iter().any(|prefix| prefix.contains(ip)),
+        }
+    }
+}
+
+/// Addresses of the node on which node ports answer (S17).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum NodePortAddresses {
+    /// The Node's internal addresses.
+    Primary,
+    /// Every local address but loopback.
+    All,
+    /// Local addresses in these prefixes; a family without a prefix means all of it (S18).
+    Within(Vec<Cidr>),
+}
+
+impl FromStr for NodePortAddresses {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "primary" => Ok(Self::Primary),
+            "all" | "" => Ok(Self::All),
+            prefixes => Ok(Self::Within(list(prefixes)?)),
+        }
+    }
+}
+
+/// Prefixes between commas.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Cidrs(pub Vec<Cidr>);
+
+impl FromStr for Cidrs {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        list(text).map(Self)
+    }
+}
+
+/// Ports between commas.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Ports(pub Vec<u16>);
+
+impl FromStr for Ports {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        text.split(',')
+            .map(str::trim)
+            .filter(|port| !port.is_empty())
+            .map(|port| match port.parse() {
+                Ok(0) | Err(_) => Err(format!("\"{port}\" is not a port number")),
+                Ok(port) => Ok(port),
+            })
+            .collect::<Result<_, _>>()
+            .map(Self)
+    }
+}
+
+/// `NS/NAME`.
+pub fn object_key(text: &str) -> Result<crate::problem::ObjectKey, String> {
+    match text.split_once('/') {
+        Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() && !name.contains('/') => {
+            Ok(crate::problem::ObjectKey::new(namespace, name))
+        }
+        _ => Err("not of the form NAMESPACE/NAME".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    #[test]
+    fn prefixes_contain_their_own_addresses_only() {
+        for (prefix, ip, inside) in [
+            ("10.96.0.0/16", "10.96.255.1", true),
+            ("10.96.0.0/16", "10.97.0.1", false),
+            ("0.0.0.0/0", "192.0.2.1", true),
+            ("0.0.0.0/0", "2001:db8::1", false),
+            ("::/0", "2001:db8::1", true),
+            ("fd00::/8", "fdff::1", true),
+            ("192.0.2.1", "192.0.2.1", true),
+            ("192.0.2.1", "192.0.2.2", false),
+        ] {
+            let cidr: Cidr = prefix.parse().unwrap();
+            assert_eq!(cidr.contains(ip.parse().unwrap()), inside, "{prefix} {ip}");
+        }
+        for bad in ["10.0.0.0/33", "10.0.0/8", "::/129", "x", ""] {
+            assert!(bad.parse::<Cidr>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn port_ranges_refuse_the_empty_and_the_reversed() {
+        assert_eq!(port_range("30000-32767").unwrap(), PortRange { first: 30000, last: 32767 });
+        assert_eq!(port_range("80").unwrap(), PortRange { first: 80, last: 80 });
+        for bad in ["0-10", "10-9", "70000", "a-b", ""] {
+            assert!(port_range(bad).is_err(), "{bad}");
+        }
+        assert!("1-2,3-4,5-6".parse::<PortRanges>().is_err());
+    }
+
+    #[test]
+    fn durations_take_a_unit() {
+        assert_eq!(duration("240").unwrap(), Duration::from_secs(240));
+        assert_eq!(duration("4m").unwrap(), Duration::from_secs(240));
+        assert_eq!(duration("500ms").unwrap(), Duration::from_millis(500));
+        assert!(duration("4 days").is_err());
+        assert!(duration("s").is_err());
+    }
+}
