@@ -3,6 +3,17 @@
 //! A source turns files or API watches into [`Change`]s. [`Objects::apply`] folds a change
 //! into the set and answers which Services it touches; nothing here decides what an object
 //! means.
+//!
+//! # How a source runs
+//! There are two: `dir::DirSource` (manifests) and `kube::KubeSource` (the API server). An
+//! agent has one of them. Both have `async fn run(self, tx: Batches, syncs: Arc<Syncs>)`:
+//! - A message is a [`Batch`], and a batch is one atomic step: apply all its changes, then plan
+//!   once. A changed file is one batch.
+//! - A source first sends a [`Change::Replace`] for each kind that it serves, empty ones too;
+//!   [`Objects::ready_l4`] tells when enough of them came.
+//! - `run` never gives up: what fails is told as [`Change::Problems`] and tried again. It returns
+//!   when the receiver is gone. Dropping the future stops it.
+//! - [`Syncs`] tells `weir status` how each kind stands; read it at any time.
 
 use crate::problem::{Kind, ObjectKey, ObjectRef, Problem};
 use lb_common::abi::Proto;
@@ -11,9 +22,12 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 pub mod objects;
+pub mod sync;
+
+pub use sync::{SyncState, Syncs};
 
 /// A fault found while an object was projected to its compact form; the model reports it.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct FieldProblem {
     pub field: String,
     pub reason: String,
@@ -163,9 +177,17 @@ pub enum Change {
     Problems(Vec<Problem>),
 }
 
+/// Changes that belong together: applied all, then planned once.
+pub type Batch = Vec<Change>;
+
+/// Where a source sends its batches.
+pub type Batches = tokio::sync::mpsc::Sender<Batch>;
+
 /// What the agent knows of the cluster.
 #[derive(Clone, Default, Debug)]
 pub struct Objects {
+    /// Name of our Node: the only one that is kept.
+    pub node_name: String,
     pub services: BTreeMap<ObjectKey, Arc<Service>>,
     pub slices: BTreeMap<ObjectKey, Arc<EndpointSlice>>,
     /// Slices by the Service they belong to.

@@ -1,1 +1,194 @@
 //! Folding changes into the set of objects.
+//!
+//! [`Objects::apply`] keeps the maps and the index of slices by Service right and answers which
+//! Services a change touches. An object that comes again unchanged touches nothing, so a relist
+//! (S8, S81) costs a comparison and not a round over the cluster.
+
+use super::{Change, EndpointSlice, Node, Object, Objects, Pod, Service, Touched};
+use crate::problem::{Kind, ObjectKey, ObjectRef};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+impl Object {
+    /// Kind, namespace and name.
+    pub fn reference(&self) -> ObjectRef {
+        let (kind, key) = match self {
+            Self::Service(service) => (Kind::Service, service.key.clone()),
+            Self::EndpointSlice(slice) => (Kind::EndpointSlice, slice.key.clone()),
+            Self::Node(node) => (Kind::Node, ObjectKey::new("", &node.name)),
+            Self::Pod(pod) => (Kind::Pod, pod.key.clone()),
+        };
+        ObjectRef { kind, key }
+    }
+}
+
+impl Touched {
+    pub fn is_empty(&self) -> bool {
+        self.services.is_empty() && !self.node && !self.pods
+    }
+
+    /// Adds what another change touched: a round may follow several changes.
+    pub fn merge(&mut self, other: Self) {
+        self.services.extend(other.services);
+        self.node |= other.node;
+        self.pods |= other.pods;
+    }
+}
+
+impl Objects {
+    /// An empty set for the node of that name.
+    pub fn new(node_name: impl Into<String>) -> Self {
+        Self { node_name: node_name.into(), ..Self::default() }
+    }
+
+    /// Whether every kind that L4 is decided from has been listed in full (S8). Until then
+    /// nothing may be planned: a restart would shrink maps that are in use.
+    ///
+    /// Pods are not among them: they say where links are, not what a Service is.
+    pub fn ready_l4(&self) -> bool {
+        [Kind::Service, Kind::EndpointSlice, Kind::Node].iter().all(|kind| self.listed.contains(kind))
+    }
+
+    /// Folds one change in and answers what it touches.
+    pub fn apply(&mut self, change: Change) -> Touched {
+        let mut touched = Touched::default();
+        match change {
+            Change::Upsert(Object::Service(service)) => self.put_service(service, &mut touched),
+            Change::Upsert(Object::EndpointSlice(slice)) => self.put_slice(slice, &mut touched),
+            Change::Upsert(Object::Node(node)) => self.put_node(node, &mut touched),
+            Change::Upsert(Object::Pod(pod)) => self.put_pod(pod, &mut touched),
+            Change::Delete(object) => self.delete(&object, &mut touched),
+            Change::Replace(kind, objects) => self.replace(kind, objects, &mut touched),
+            Change::Problems(problems) => self.source_problems = problems,
+        }
+        touched
+    }
+
+    /// Folds the changes of a batch in and answers what they touch together.
+    pub fn apply_all(&mut self, batch: impl IntoIterator<Item = Change>) -> Touched {
+        let mut touched = Touched::default();
+        for change in batch {
+            touched.merge(self.apply(change));
+        }
+        touched
+    }
+
+    fn put_service(&mut self, service: Service, touched: &mut Touched) {
+        if self.services.get(&service.key).is_some_and(|old| **old == service) {
+            return;
+        }
+        touched.services.insert(service.key.clone());
+        self.services.insert(service.key.clone(), Arc::new(service));
+    }
+
+    /// A slice that moves to another Service touches both.
+    fn put_slice(&mut self, slice: EndpointSlice, touched: &mut Touched) {
+        if let Some(old) = self.slices.get(&slice.key) {
+            if **old == slice {
+                return;
+            }
+            if old.service != slice.service {
+                let old = Arc::clone(old);
+                self.forget_slice_of(&old);
+                touched.services.insert(old.service.clone());
+            }
+        }
+        touched.services.insert(slice.service.clone());
+        self.slices_of.entry(slice.service.clone()).or_default().insert(slice.key.clone());
+        self.slices.insert(slice.key.clone(), Arc::new(slice));
+    }
+
+    fn put_node(&mut self, node: Node, touched: &mut Touched) {
+        if node.name != self.node_name || self.node.as_deref() == Some(&node) {
+            return;
+        }
+        touched.node = true;
+        self.node = Some(Arc::new(node));
+    }
+
+    fn put_pod(&mut self, pod: Pod, touched: &mut Touched) {
+        if self.pods.get(&pod.key).is_some_and(|old| **old == pod) {
+            return;
+        }
+        touched.pods = true;
+        self.pods.insert(pod.key.clone(), Arc::new(pod));
+    }
+
+    fn delete(&mut self, object: &ObjectRef, touched: &mut Touched) {
+        match object.kind {
+            Kind::Service => {
+                if self.services.remove(&object.key).is_some() {
+                    touched.services.insert(object.key.clone());
+                }
+            }
+            Kind::EndpointSlice => {
+                if let Some(old) = self.slices.remove(&object.key) {
+                    self.forget_slice_of(&old);
+                    touched.services.insert(old.service.clone());
+                }
+            }
+            Kind::Node => {
+                if object.key.name == self.node_name && self.node.take().is_some() {
+                    touched.node = true;
+                }
+            }
+            Kind::Pod => touched.pods |= self.pods.remove(&object.key).is_some(),
+            Kind::Namespace
+            | Kind::Ingress
+            | Kind::IngressClass
+            | Kind::Secret
+            | Kind::ConfigMap
+            | Kind::File
+            | Kind::Agent => {}
+        }
+    }
+
+    /// What is absent from the list is deleted, what is in it is put; so only what differs
+    /// touches anything.
+    fn replace(&mut self, kind: Kind, objects: Vec<Object>, touched: &mut Touched) {
+        let kept: BTreeSet<ObjectKey> =
+            objects.iter().map(Object::reference).filter(|r| r.kind == kind).map(|r| r.key).collect();
+        for key in self.keys(kind) {
+            if !kept.contains(&key) {
+                self.delete(&ObjectRef { kind, key }, touched);
+            }
+        }
+        for object in objects {
+            debug_assert_eq!(object.reference().kind, kind, "a list holds one kind");
+            touched.merge(self.apply(Change::Upsert(object)));
+        }
+        self.listed.insert(kind);
+    }
+
+    fn keys(&self, kind: Kind) -> Vec<ObjectKey> {
+        fn of<T>(map: &BTreeMap<ObjectKey, T>) -> Vec<ObjectKey> {
+            map.keys().cloned().collect()
+        }
+        match kind {
+            Kind::Service => of(&self.services),
+            Kind::EndpointSlice => of(&self.slices),
+            Kind::Pod => of(&self.pods),
+            Kind::Node => self.node.iter().map(|node| ObjectKey::new("", &node.name)).collect(),
+            Kind::Namespace
+            | Kind::Ingress
+            | Kind::IngressClass
+            | Kind::Secret
+            | Kind::ConfigMap
+            | Kind::File
+            | Kind::Agent => Vec::new(),
+        }
+    }
+
+    fn forget_slice_of(&mut self, slice: &EndpointSlice) {
+        if let Some(slices) = self.slices_of.get_mut(&slice.service) {
+            slices.remove(&slice.key);
+            if slices.is_empty() {
+                self.slices_of.remove(&slice.service);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "objects_tests.rs"]
+mod tests;
