@@ -1,1 +1,19 @@
-//! Test harness.
+//! Weir's test lab: a small network of namespaces with real servers and clients in it, the
+//! agent started in its own corner of the machine, and the cases that must hold there.
+//!
+//! ```text
+//!  scratch (cgroup, bpffs, folder) ──┐
+//!  netns ── topology ── helper ──────┼── agent ── cases
+//!           manifests   (servers, clients, flows: processes of their own, told by `wire`)
+//! ```
+
+pub mod clients;
+pub mod flows;
+pub mod helper;
+pub mod manifests;
+pub mod netns;
+pub mod scratch;
+pub mod servers;
+pub mod topology;
+pub mod wait;
+pub mod wire;

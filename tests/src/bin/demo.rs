@@ -1,0 +1,4 @@
+//! The embedded demo.
+fn main() {
+    lab::helper::serve_if_asked();
+}

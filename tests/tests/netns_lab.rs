@@ -1,0 +1,108 @@
+//! The lab itself, without an agent: if plain routing did not work here, no other test of
+//! the packet path would mean anything.
+
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+use lab::manifests::{self, demo_dir, read_dir};
+use lab::topology::{CLIENT, NODE1, Place, Topology};
+use lab::wire::{Ask, Flows, Load, Proto};
+use std::net::{IpAddr, SocketAddr};
+
+fn demo_lab() -> Topology {
+    Topology::new(&manifests::pods(&read_dir(&demo_dir()).unwrap()).unwrap()).unwrap()
+}
+
+#[test]
+fn pods_answer_by_their_own_addresses() {
+    let lab = demo_lab();
+    for v6 in [false, true] {
+        for (from, to) in [
+            ("client", "my-app-1"),
+            ("client", "my-app-2"),
+            ("my-app-2", "my-app-1"),
+            ("my-app-1", "my-app-1"),
+        ] {
+            for proto in [Proto::Tcp, Proto::Udp] {
+                let to_ip = lab.pod_ip(to, v6).unwrap();
+                let at = SocketAddr::new(to_ip, 8080);
+                for place in [Place::pod(from), Place::unhooked(from)] {
+                    let answer = lab.at(&place).unwrap().who(proto, at).unwrap();
+                    let case = format!("{place} {proto} {at}: {answer:?}");
+                    assert_eq!(answer.pod.as_deref(), Some(to), "{case}");
+                    assert_eq!(answer.seen.unwrap().ip(), lab.pod_ip(from, v6).unwrap(), "{case}");
+                    assert_eq!(answer.peer, Some(at), "{case}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn client_outside_reaches_nodes_but_not_pods() {
+    let lab = demo_lab();
+    let outside = lab.at(&Place::Outside).unwrap();
+    for (node, pod) in [
+        (IpAddr::from(NODE1.0), lab.pod_ip("my-app-1", false).unwrap()),
+        (IpAddr::from(NODE1.1), lab.pod_ip("my-app-1", true).unwrap()),
+    ] {
+        let refused = outside.who(Proto::Tcp, SocketAddr::new(node, 8080)).unwrap();
+        assert!(refused.refused(), "{refused:?}");
+        assert!(refused.elapsed_us < 100_000, "{refused:?}");
+        let refused = outside.ask(Ask::new(Proto::Udp, SocketAddr::new(node, 8080)).connected()).unwrap();
+        assert!(refused.refused(), "{refused:?}");
+        let unreachable = outside.who(Proto::Tcp, SocketAddr::new(pod, 8080)).unwrap();
+        assert_eq!(unreachable.errno, Some(libc::ENETUNREACH), "{unreachable:?}");
+    }
+}
+
+#[test]
+fn nodes_masquerade_what_pods_send_out_of_the_cluster() {
+    let lab = demo_lab();
+    lab.at(&Place::Outside).unwrap().serve("outside", &[8080], &[8080]).unwrap();
+    for (to, node) in [(IpAddr::from(CLIENT.0), IpAddr::from(NODE1.0)), (CLIENT.1.into(), NODE1.1.into())] {
+        let answer =
+            lab.at(&Place::pod("client")).unwrap().who(Proto::Tcp, SocketAddr::new(to, 8080)).unwrap();
+        assert_eq!(answer.seen.unwrap().ip(), node, "{answer:?}");
+    }
+}
+
+#[test]
+fn flows_and_loads_lose_nothing_on_a_quiet_network() {
+    let lab = demo_lab();
+    let to: Vec<SocketAddr> = ["my-app-1", "my-app-2"]
+        .iter()
+        .flat_map(|pod| [false, true].map(|v6| SocketAddr::new(lab.pod_ip(pod, v6).unwrap(), 8080)))
+        .collect();
+    let client = lab.at(&Place::pod("client")).unwrap();
+    let flows = |proto, count| Flows { proto, to: to.clone(), count, interval_ms: 20, deadline_ms: 2_000 };
+    let tcp = client.open_flows(flows(Proto::Tcp, 100)).unwrap();
+    let udp = client.open_flows(flows(Proto::Udp, 4)).unwrap();
+    let load = client.start_load(Load { ask: Ask::new(Proto::Tcp, to[0]), per_second: 200 }).unwrap();
+    let before = client.flows(tcp).unwrap();
+    lab::wait::until("progress of every flow", std::time::Duration::from_secs(10), || {
+        let progress = client.flows(tcp)?.least_progress_since(&before);
+        anyhow::ensure!(progress >= 20, "{progress} messages");
+        Ok(())
+    })
+    .unwrap();
+    let tcp = client.stop_flows(tcp).unwrap();
+    assert_eq!(tcp.lost(), Vec::<String>::new());
+    assert_eq!(tcp.flows.len(), 100);
+    let udp = client.stop_flows(udp).unwrap();
+    assert_eq!((udp.sent(), udp.lost()), (udp.echoed(), vec![]));
+    let load = client.stop_load(load).unwrap();
+    assert_eq!((load.started, load.refused, load.failed.len()), (load.answered, 0, 0), "{load:?}");
+    assert!(load.pods.contains_key("my-app-1"), "{load:?}");
+}
+
+#[test]
+fn nothing_is_left_of_a_lab_that_was_dropped() {
+    let lab = demo_lab();
+    let (id, dir) = (lab.scratch().id().to_owned(), lab.scratch().dir().to_owned());
+    let cgroup = lab.node_cgroup().unwrap();
+    assert!(cgroup.exists() && dir.exists());
+    drop(lab);
+    assert!(!cgroup.exists() && !dir.exists());
+    let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
+    assert!(!mounts.contains(&id), "{mounts}");
+}
