@@ -10,6 +10,7 @@
 pub mod args;
 pub mod datapath;
 pub mod model;
+pub mod node;
 pub mod plan;
 pub mod problem;
 pub mod source;

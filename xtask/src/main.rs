@@ -1,1 +1,81 @@
-fn main() {}
+//! Builds, runs and tests Weir: one file for each verb.
+//!
+//! Everything is built as the user who called; only a child that needs root is raised
+//! (`root.rs`). What is fetched or built once and kept lies outside of the checkout
+//! (`cache.rs`).
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+mod bench;
+mod bless;
+mod build;
+mod cache;
+mod ebpf;
+mod fuzz;
+mod lint;
+mod root;
+mod run;
+mod setup;
+mod shell;
+mod test;
+mod toolchain;
+mod verify;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Builds, runs and tests Weir")]
+struct Args {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Finds or installs what is missing, and says what it does.
+    Setup(setup::Args),
+    /// Builds the eBPF object, `target/bpf/lb-ebpf.o`.
+    BuildEbpf,
+    /// Builds the eBPF object, then the release agent, `target/release/weir`.
+    Build,
+    /// Builds, then runs the demo: namespaces, an agent, real traffic.
+    Run(run::Args),
+    /// Runs the tests: all layers, or the named ones.
+    Test(test::Args),
+    /// Checks format and clippy.
+    Lint,
+    /// Loads each eBPF program and prints how many instructions the verifier looked at.
+    Verify,
+    /// Rewrites the expected output of the golden tests.
+    Bless,
+    /// Runs a fuzzer for a while.
+    Fuzz(fuzz::Args),
+    /// Measures, prints a table and writes `target/bench/NAME.json`.
+    Bench(bench::Args),
+}
+
+fn main() -> ExitCode {
+    let done = match Args::parse().verb {
+        Verb::Setup(args) => setup::run(&args),
+        Verb::BuildEbpf => ebpf::build().map(drop),
+        Verb::Build => build::run(),
+        Verb::Run(args) => run::run(&args),
+        Verb::Test(args) => test::run(&args),
+        Verb::Lint => lint::run(),
+        Verb::Verify => verify::run(),
+        Verb::Bless => bless::run(),
+        Verb::Fuzz(args) => fuzz::run(&args),
+        Verb::Bench(args) => bench::run(&args),
+    };
+    exit_code(done)
+}
+
+fn exit_code(done: Result<()>) -> ExitCode {
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,11 +1,25 @@
 //! What should be programmed, decided from objects alone.
 //!
 //! Pure: no client, no clock, no kernel. A Service becomes one [`PortState`] for each of
-//! its ports and families; the same objects always give the same answer.
+//! its ports and families; the same objects always give the same answer. [`Model`] keeps the
+//! answers and recomputes those that a change touches.
 
 use crate::problem::{ObjectKey, Problem};
+use crate::source::Objects;
+use claims::{Claimant, Claims};
 use lb_common::abi::{Addr, Family, Proto};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+mod claims;
+mod endpoints;
+mod options;
+mod policy;
+mod service;
+#[cfg(test)]
+mod tests;
+
+pub use options::{ExternalIps, ModelOptions};
 
 /// A Service port in one family: what gets an id in the data path.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -80,4 +94,79 @@ pub struct ServiceState {
 pub struct NodeView {
     pub name: String,
     pub zone: Option<String>,
+    /// The node's own addresses: no frontend takes a protected port of theirs (H36).
+    pub addresses: BTreeSet<IpAddr>,
+}
+
+/// The answers for all Services, and who holds which address.
+#[derive(Debug, Default)]
+pub struct Model {
+    options: ModelOptions,
+    node: NodeView,
+    claims: Claims,
+    states: BTreeMap<ObjectKey, ServiceState>,
+}
+
+impl Model {
+    pub fn new(options: ModelOptions) -> Self {
+        Self { options, ..Self::default() }
+    }
+
+    /// Recomputes the dirty Services and returns those whose state changed.
+    ///
+    /// Work is that of the dirty Services and of those that share a frontend with them: when
+    /// the holder of an address and port lets go, the next in line takes over in the same
+    /// call. A node that differs from the last call's makes everything dirty.
+    pub fn update(
+        &mut self,
+        objects: &Objects,
+        node: &NodeView,
+        dirty: &BTreeSet<ObjectKey>,
+    ) -> BTreeSet<ObjectKey> {
+        let mut pending = dirty.clone();
+        if self.node != *node {
+            self.node = node.clone();
+            pending.extend(objects.services.keys().cloned());
+            pending.extend(objects.slices_of.keys().cloned());
+            pending.extend(self.states.keys().cloned());
+        }
+        let mut touched = BTreeSet::new();
+        for key in &pending {
+            let (created, wanted) = match objects.services.get(key) {
+                Some(service) => (service.created, service::frontends(service, node, &self.options).wanted),
+                None => (0, Vec::new()),
+            };
+            let claimant = Claimant { created, service: key.clone() };
+            touched.append(&mut self.claims.set(claimant, wanted.iter().map(|w| w.claim).collect()));
+        }
+        pending.append(&mut touched);
+        pending.into_iter().filter(|key| self.refresh(objects, key)).collect()
+    }
+
+    /// Recomputes one Service; says whether its state changed.
+    fn refresh(&mut self, objects: &Objects, key: &ObjectKey) -> bool {
+        let state = service::build(objects, &self.node, &self.options, &self.claims, key);
+        if self.states.get(key) == state.as_ref() {
+            return false;
+        }
+        match state {
+            Some(state) => self.states.insert(key.clone(), state),
+            None => self.states.remove(key),
+        };
+        true
+    }
+
+    /// The answer for one Service; `None` when it does not exist or nothing is to be said.
+    pub fn state(&self, key: &ObjectKey) -> Option<&ServiceState> {
+        self.states.get(key)
+    }
+
+    /// All answers, by Service.
+    pub fn states(&self) -> &BTreeMap<ObjectKey, ServiceState> {
+        &self.states
+    }
+
+    pub fn problems(&self) -> impl Iterator<Item = &Problem> {
+        self.states.values().flat_map(|state| &state.problems)
+    }
 }

@@ -1,0 +1,70 @@
+//! What the operator decides about Services, whatever the objects say.
+
+use ipnet::IpNet;
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+/// `--external-ips`: whether `spec.externalIPs` are served (S14, H36).
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub enum ExternalIps {
+    #[default]
+    On,
+    Off,
+    /// Only addresses inside these networks.
+    Within(Vec<IpNet>),
+}
+
+/// The model's settings, fixed for the life of the agent.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct ModelOptions {
+    pub external_ips: ExternalIps,
+    /// `--protected-ports`: ports of the node's own addresses that no frontend takes over (H36).
+    pub protected_ports: BTreeSet<u16>,
+    /// `--allow-endpoint-cidr`: endpoints that are accepted although they are loopback,
+    /// link-local, multicast or unspecified (H38).
+    pub allow_endpoint_cidrs: Vec<IpNet>,
+}
+
+impl ModelOptions {
+    /// Why an address of `externalIPs` is not served, if so.
+    pub(super) fn refuses_external(&self, ip: IpAddr) -> Option<&'static str> {
+        match &self.external_ips {
+            ExternalIps::On => None,
+            ExternalIps::Off => Some("externalIPs are switched off by --external-ips"),
+            ExternalIps::Within(nets) if nets.iter().any(|net| net.contains(&ip)) => None,
+            ExternalIps::Within(_) => Some("outside the networks that --external-ips allows"),
+        }
+    }
+
+    /// Why an endpoint's address is refused, if so (H38: CVE-2021-25740, CVE-2021-25737).
+    pub(super) fn refuses_endpoint(&self, ip: IpAddr) -> Option<&'static str> {
+        let reason = special(ip)?;
+        if self.allow_endpoint_cidrs.iter().any(|net| net.contains(&ip.to_canonical())) {
+            None
+        } else {
+            Some(reason)
+        }
+    }
+}
+
+/// Why an address can be neither frontend nor endpoint: it means something else on each node.
+pub(super) fn special(ip: IpAddr) -> Option<&'static str> {
+    let ip = ip.to_canonical();
+    let link_local = match ip {
+        IpAddr::V4(ip) => ip.is_link_local(),
+        IpAddr::V6(ip) => ip.is_unicast_link_local(),
+    };
+    if ip.is_unspecified() {
+        Some("unspecified")
+    } else if ip.is_loopback() {
+        Some("loopback")
+    } else if link_local {
+        Some("link-local")
+    } else if ip.is_multicast() {
+        Some("multicast")
+    } else if matches!(ip, IpAddr::V4(ip) if ip.is_broadcast()) {
+        Some("broadcast")
+    } else {
+        None
+    }
+}

@@ -1,0 +1,362 @@
+//! From a Service to its frontends and, with its slices, to its whole state (S1, S2, S10 to S16).
+//!
+//! First every address and port that the Service asks for is listed, with what is refused on
+//! its own account; who gets a contested one is decided in [`super::claims`].
+
+use super::claims::{Claim, Claims};
+use super::options::special;
+use super::{
+    FrontendKind, FrontendState, ModelOptions, NodeView, PortKey, PortState, ServiceState, endpoints, policy,
+};
+use crate::problem::{Kind, ObjectKey, ObjectRef, Problem};
+use crate::source::{Objects, Service, ServicePort, ServiceType, TrafficPolicy};
+use ipnet::IpNet;
+use lb_common::abi::{Addr, Family, Proto};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+/// A frontend that a Service asks for.
+pub(super) struct Wanted {
+    pub(super) claim: Claim,
+    /// Index into the Service's ports.
+    port: usize,
+    kind: FrontendKind,
+    /// What asks for it, for the Problem of the one who does not get it.
+    field: String,
+}
+
+/// What a Service asks for, and what is wrong with it.
+#[derive(Default)]
+pub(super) struct Frontends {
+    pub(super) wanted: Vec<Wanted>,
+    problems: Vec<Problem>,
+}
+
+/// Computes the state of a Service; `None` when it is not there (or another proxy's, S1) and
+/// nothing is to be told.
+///
+/// Slices may come before their Service and outlive it (S3): their problems are told anyway.
+pub(super) fn build(
+    objects: &Objects,
+    node: &NodeView,
+    options: &ModelOptions,
+    claims: &Claims,
+    key: &ObjectKey,
+) -> Option<ServiceState> {
+    let service = objects.services.get(key);
+    if service.is_some_and(|service| service.foreign) {
+        return None;
+    }
+    let slices: Vec<_> = objects
+        .slices_of
+        .get(key)
+        .into_iter()
+        .flatten()
+        .filter_map(|slice| objects.slices.get(slice))
+        .map(|slice| &**slice)
+        .collect();
+    let mut state =
+        ServiceState { problems: endpoints::problems(&slices, options), ..ServiceState::default() };
+    let Some(service) = service else {
+        state.problems.sort();
+        return (!state.problems.is_empty()).then_some(state);
+    };
+
+    let Frontends { wanted, mut problems } = frontends(service, node, options);
+    let mut granted: BTreeMap<(usize, Family), Vec<FrontendState>> = BTreeMap::new();
+    for want in wanted {
+        let (addr, port, proto) = want.claim;
+        match claims.holder(&want.claim) {
+            Some(holder) if holder != key => problems.push(problem(
+                service,
+                want.field,
+                format!(
+                    "{} is held by Service {holder}, which is older or sorts first: not programmed until that one lets go",
+                    spell(addr, port, proto)
+                ),
+            )),
+            _ => granted
+                .entry((want.port, addr.family()))
+                .or_default()
+                .push(FrontendState { addr, port, kind: want.kind }),
+        }
+    }
+    for ((index, family), mut frontends) in granted {
+        let port = &service.ports[index];
+        frontends.sort();
+        let found = endpoints::of_port(&slices, port, family, &node.name, options);
+        let decision = policy::decide(&found, service, node);
+        let port_key =
+            PortKey { service: key.clone(), port_name: port.name.clone(), proto: port.proto, family };
+        let port_state = PortState {
+            frontends,
+            backends: decision.backends,
+            affinity_seconds: service.affinity_seconds.unwrap_or(0),
+            cluster_ip_drops: decision.cluster_ip_drops,
+            inside_drops: false,
+            outside_drops: decision.outside_drops,
+        };
+        state.ports.insert(port_key, port_state);
+    }
+    state.problems.append(&mut problems);
+    state.problems.sort();
+    state.problems.dedup();
+    Some(state)
+}
+
+/// Lists the frontends that a Service asks for.
+///
+/// A family is served when the Service has a ClusterIP of it (S12); without any, as for
+/// headless and ExternalName, nothing is, whatever else the object says (S2).
+pub(super) fn frontends(service: &Service, node: &NodeView, options: &ModelOptions) -> Frontends {
+    let mut out = Frontends::default();
+    if service.foreign {
+        return out;
+    }
+    out.problems.extend(service.problems.iter().map(|p| problem(service, p.field.clone(), p.reason.clone())));
+    if service.headless || service.kind == ServiceType::ExternalName {
+        return out;
+    }
+    let cluster_ips = out.cluster_ips(service);
+    if cluster_ips.is_empty() {
+        return out;
+    }
+    let external = out.external_ips(service, options, &cluster_ips);
+    let balanced = out.load_balancer_ips(service, &cluster_ips);
+    out.unserved(service);
+
+    let mut taken: BTreeMap<Claim, usize> = BTreeMap::new();
+    for index in out.usable_ports(service) {
+        let port = &service.ports[index];
+        let mut asked: Vec<(Addr, u16, FrontendKind, String)> = Vec::new();
+        for (&family, &(ip, ref field)) in &cluster_ips {
+            asked.push((ip.into(), port.port, FrontendKind::ClusterIp, field.clone()));
+            if port.node_port != 0
+                && matches!(service.kind, ServiceType::NodePort | ServiceType::LoadBalancer)
+            {
+                let field = format!("spec.ports[{index}].nodePort");
+                asked.push((family.any(), port.node_port, FrontendKind::NodePort, field));
+            }
+        }
+        for &ip in &balanced {
+            let field = "status.loadBalancer.ingress".into();
+            asked.push((ip.into(), port.port, FrontendKind::LoadBalancer, field));
+        }
+        for &ip in &external {
+            asked.push((ip.into(), port.port, FrontendKind::ExternalIp, "spec.externalIPs".into()));
+        }
+        for (addr, number, kind, field) in asked {
+            let claim = (addr, number, port.proto);
+            let own = addr.is_unspecified() || node.addresses.contains(&addr.into());
+            if own && options.protected_ports.contains(&number) {
+                let spelled = spell(addr, number, port.proto);
+                out.tell(
+                    service,
+                    field,
+                    format!("{spelled} is a protected port of this node: not programmed"),
+                );
+                continue;
+            }
+            match taken.get(&claim) {
+                // An address that is listed twice is one frontend, its first kind counts.
+                Some(&first) if first == index => {}
+                Some(first) => out.tell(
+                    service,
+                    format!("spec.ports[{index}]"),
+                    format!(
+                        "{} is already asked for by spec.ports[{first}]",
+                        spell(addr, number, port.proto)
+                    ),
+                ),
+                None => {
+                    taken.insert(claim, index);
+                    out.wanted.push(Wanted { claim, port: index, kind, field });
+                }
+            }
+        }
+    }
+    out
+}
+
+impl Frontends {
+    fn tell(&mut self, service: &Service, field: impl Into<String>, reason: impl Into<String>) {
+        self.problems.push(problem(service, field, reason));
+    }
+
+    /// The ClusterIP of each family.
+    fn cluster_ips(&mut self, service: &Service) -> BTreeMap<Family, (IpAddr, String)> {
+        let mut found = BTreeMap::new();
+        for (index, &ip) in service.cluster_ips.iter().enumerate() {
+            let field = format!("spec.clusterIPs[{index}]");
+            let family = Addr::from(ip).family();
+            if let Some(reason) = special(ip) {
+                self.tell(service, field, format!("{ip} is {reason}: not programmed"));
+            } else if found.contains_key(&family) {
+                self.tell(service, field, format!("{ip} is a second address of its family: not programmed"));
+            } else {
+                found.insert(family, (ip, field));
+            }
+        }
+        found
+    }
+
+    /// Those of `externalIPs` that are served (S14, H36).
+    fn external_ips(
+        &mut self,
+        service: &Service,
+        options: &ModelOptions,
+        families: &BTreeMap<Family, (IpAddr, String)>,
+    ) -> Vec<IpAddr> {
+        let mut kept = Vec::new();
+        for &ip in &service.external_ips {
+            let refusal = options.refuses_external(ip).map(str::to_owned);
+            match refusal.or_else(|| unfit(ip, families)) {
+                Some(reason) => {
+                    self.tell(service, "spec.externalIPs", format!("{ip}: {reason}: not programmed"))
+                }
+                None => kept.push(ip),
+            }
+        }
+        kept
+    }
+
+    /// Those of the status addresses that are served (S15).
+    ///
+    /// `loadBalancerSourceRanges` are not enforced by this data path. A firewall that is
+    /// silently ignored is worse than an address that does not answer, so the addresses of a
+    /// family that has ranges are left out. No range of a family, or /0, allows all (S51).
+    fn load_balancer_ips(
+        &mut self,
+        service: &Service,
+        families: &BTreeMap<Family, (IpAddr, String)>,
+    ) -> Vec<IpAddr> {
+        if service.kind != ServiceType::LoadBalancer {
+            return Vec::new();
+        }
+        let restricted = restricted_families(&service.source_ranges);
+        let mut kept = Vec::new();
+        let mut closed = BTreeSet::new();
+        for &ip in &service.load_balancer_ips {
+            if let Some(reason) = unfit(ip, families) {
+                let reason = format!("{ip}: {reason}: not programmed");
+                self.tell(service, "status.loadBalancer.ingress", reason);
+            } else if restricted.contains(&Addr::from(ip).family()) {
+                closed.insert(ip);
+            } else {
+                kept.push(ip);
+            }
+        }
+        if !restricted.is_empty() {
+            let shut = match closed.len() {
+                0 => "any address of that family that it gets".to_owned(),
+                _ => closed.iter().map(IpAddr::to_string).collect::<Vec<_>>().join(", "),
+            };
+            self.tell(
+                service,
+                "spec.loadBalancerSourceRanges",
+                format!(
+                    "source ranges are not enforced by this version; rather than open the Service to everybody, \
+                     load balancer addresses with ranges are not programmed: {shut}"
+                ),
+            );
+        }
+        kept
+    }
+
+    /// What the Service asks for and this version does not do.
+    fn unserved(&mut self, service: &Service) {
+        let local = service.external_policy == TrafficPolicy::Local;
+        if service.kind == ServiceType::LoadBalancer && local && service.health_check_node_port != 0 {
+            self.tell(
+                service,
+                "spec.healthCheckNodePort",
+                format!(
+                    "port {} is not answered by this version: external load balancers see this node as down",
+                    service.health_check_node_port
+                ),
+            );
+        }
+    }
+
+    /// Indices of the ports that can be programmed. Name and protocol identify a port, so a
+    /// second one of the same is left out.
+    fn usable_ports(&mut self, service: &Service) -> Vec<usize> {
+        let mut seen: BTreeSet<(&str, Proto)> = BTreeSet::new();
+        let mut usable = Vec::new();
+        for (index, port) in service.ports.iter().enumerate() {
+            if let Some((field, reason)) = unusable(port) {
+                self.tell(service, format!("spec.ports[{index}].{field}"), reason);
+            } else if !seen.insert((&port.name, port.proto)) {
+                let reason = format!("a second {} port named {:?}: not programmed", port.proto, port.name);
+                self.tell(service, format!("spec.ports[{index}].name"), reason);
+            } else {
+                usable.push(index);
+            }
+        }
+        usable
+    }
+}
+
+fn unusable(port: &ServicePort) -> Option<(&'static str, String)> {
+    if port.port == 0 {
+        return Some(("port", "0 is not a port: not programmed".into()));
+    }
+    match port.proto {
+        Proto::TCP | Proto::UDP => None,
+        Proto::SCTP => Some(("protocol", "SCTP is not carried by this version: not programmed".into())),
+        other => Some(("protocol", format!("{other} is not a protocol of Services: not programmed"))),
+    }
+}
+
+/// Why an external address cannot be a frontend of the Service.
+fn unfit(ip: IpAddr, families: &BTreeMap<Family, (IpAddr, String)>) -> Option<String> {
+    if let Some(reason) = special(ip) {
+        return Some(format!("a {reason} address"));
+    }
+    let family = Addr::from(ip).family();
+    let name = match family {
+        Family::V4 => "IPv4",
+        Family::V6 => "IPv6",
+    };
+    (!families.contains_key(&family)).then(|| format!("the Service has no {name} ClusterIP"))
+}
+
+/// Families in which the ranges allow less than everybody. One that cannot be read restricts both.
+fn restricted_families(ranges: &[String]) -> BTreeSet<Family> {
+    let mut restricted = BTreeSet::new();
+    let mut open = BTreeSet::new();
+    for range in ranges {
+        match range.trim().parse::<IpNet>() {
+            Ok(net) => {
+                let family = Addr::from(net.addr()).family();
+                if net.prefix_len() == 0 {
+                    open.insert(family)
+                } else {
+                    restricted.insert(family)
+                };
+            }
+            Err(_) => restricted.extend([Family::V4, Family::V6]),
+        }
+    }
+    restricted.retain(|family| !open.contains(family));
+    restricted
+}
+
+fn problem(service: &Service, field: impl Into<String>, reason: impl Into<String>) -> Problem {
+    Problem {
+        object: ObjectRef { kind: Kind::Service, key: service.key.clone() },
+        field: field.into(),
+        reason: reason.into(),
+    }
+}
+
+/// `10.0.0.1:80/TCP`; a node port, whose address is "any", without one.
+fn spell(addr: Addr, port: u16, proto: Proto) -> String {
+    match IpAddr::from(addr) {
+        _ if addr.is_unspecified() => {
+            format!("node port {port}/{proto} ({})", if addr.is_v4() { "IPv4" } else { "IPv6" })
+        }
+        IpAddr::V4(ip) => format!("{ip}:{port}/{proto}"),
+        IpAddr::V6(ip) => format!("[{ip}]:{port}/{proto}"),
+    }
+}

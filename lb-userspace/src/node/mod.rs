@@ -1,0 +1,69 @@
+//! What this node is: its addresses, its devices, and what each device is for.
+//!
+//! [`netlink`] reads the kernel's tables, [`watch`] follows them, and [`derive`] decides,
+//! purely, from tables, options and this node's pods. Nothing here writes to the kernel.
+
+mod classify;
+mod netlink;
+mod watch;
+
+pub use classify::{Inputs, derive};
+pub use netlink::{Address, Link, Route, Tables, read};
+pub use watch::follow;
+
+use crate::args::L4Config;
+use crate::args::value::{Devices, NodePortAddresses};
+use crate::datapath::NodeFacts;
+use crate::problem::Problem;
+
+/// What a device's packets are.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, serde::Serialize)]
+pub enum LinkClass {
+    /// From and to the network: clients behind it are outside.
+    External,
+    /// The host side of a pod's link: clients behind it are inside.
+    Pod,
+}
+
+/// A device that the packet path belongs on.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, serde::Serialize)]
+pub struct LinkPlan {
+    pub ifindex: u32,
+    pub name: String,
+    pub class: LinkClass,
+    /// Packets begin with their IP header: tun, WireGuard, ipip.
+    pub l3: bool,
+    /// A network card: neither veth nor bridge, tunnel, bond, nor any other virtual device.
+    pub xdp_capable: bool,
+}
+
+/// The answer: what the data path needs to know, and where it belongs.
+#[derive(Clone, PartialEq, Debug)]
+pub struct NodeState {
+    /// `config.node_ports` is empty here; the reconciler knows the range.
+    pub facts: NodeFacts,
+    /// By interface index.
+    pub links: Vec<LinkPlan>,
+    pub problems: Vec<Problem>,
+}
+
+/// The flags that decide about devices and addresses.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Options {
+    pub devices: Devices,
+    pub pod_devices: bool,
+    pub nodeport_addresses: NodePortAddresses,
+}
+
+impl From<&L4Config> for Options {
+    fn from(config: &L4Config) -> Self {
+        Self {
+            devices: config.devices.clone(),
+            pod_devices: config.pod_devices,
+            nodeport_addresses: config.nodeport_addresses.clone(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
