@@ -22,6 +22,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 pub mod objects;
+pub mod project;
 pub mod sync;
 
 pub use sync::{SyncState, Syncs};
