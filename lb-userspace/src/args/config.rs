@@ -1,8 +1,11 @@
 //! The checked configuration, one sub-struct for each part of the agent.
 
 use super::run::{AutoOff, LogFormat, LogLevel, RunArgs, Xdp};
-use super::value::{Cidr, Devices, NodePortAddresses, Permission};
+use super::value::{Devices, NodePortAddresses};
+use crate::model::ModelOptions;
+use ipnet::IpNet;
 use lb_common::abi::PortRange;
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -20,6 +23,7 @@ pub struct Config {
     pub node_name: String,
     pub state_dir: PathBuf,
     pub source: SourceConfig,
+    pub model: ModelOptions,
     /// `None`: `--l4 off`.
     pub l4: Option<L4Config>,
     pub l7: L7Config,
@@ -30,15 +34,12 @@ pub struct Config {
 #[derive(Clone, Debug)]
 pub struct SourceConfig {
     pub kind: SourceKind,
-    pub allow_endpoints: Vec<Cidr>,
-    pub external_ips: Permission,
-    pub protected_ports: Vec<u16>,
     pub nodeport_range: PortRange,
 }
 
 #[derive(Clone, Debug)]
 pub enum SourceKind {
-    Manifests { paths: Vec<PathBuf>, service_cidrs: Vec<Cidr> },
+    Manifests { paths: Vec<PathBuf>, service_cidrs: Vec<IpNet> },
     Api(ApiConfig),
 }
 
@@ -58,7 +59,7 @@ pub struct L4Config {
     pub snat: [PortRange; 2],
     pub conntrack_max: Option<u32>,
     pub nodeport_addresses: NodePortAddresses,
-    pub cluster_cidrs: Option<Vec<Cidr>>,
+    pub cluster_cidrs: Option<Vec<IpNet>>,
     pub masquerade_all: bool,
     pub bpffs: PathBuf,
     pub bpf_log: LogLevel,
@@ -111,11 +112,10 @@ impl Config {
             Some(_) => return Err("--node-name: empty".into()),
             None => host_name()?,
         };
-        let mut protected_ports =
-            args.protected_ports.map_or_else(|| PROTECTED_PORTS.to_vec(), |ports| ports.0);
+        let mut protected_ports: BTreeSet<u16> = args
+            .protected_ports
+            .map_or_else(|| PROTECTED_PORTS.into(), |ports| ports.0.into_iter().collect());
         protected_ports.extend([args.healthz_listen.port(), args.metrics_listen.port()]);
-        protected_ports.sort_unstable();
-        protected_ports.dedup();
         let kind = if args.manifests.is_empty() {
             SourceKind::Api(ApiConfig { kubeconfig: args.kubeconfig, server: args.apiserver })
         } else {
@@ -123,12 +123,11 @@ impl Config {
         };
         Ok(Self {
             node_name,
-            source: SourceConfig {
-                kind,
-                allow_endpoints: args.allow_endpoint_cidr,
+            source: SourceConfig { kind, nodeport_range: args.nodeport_range },
+            model: ModelOptions {
                 external_ips: args.external_ips,
                 protected_ports,
-                nodeport_range: args.nodeport_range,
+                allow_endpoint_cidrs: args.allow_endpoint_cidr,
             },
             l4: args.l4.then_some(L4Config {
                 devices: args.devices,

@@ -2,11 +2,13 @@
 
 use super::config;
 use super::value::{
-    Cidr, Cidrs, Devices, NodePortAddresses, Permission, PortRanges, Ports, duration, object_key, on_off,
+    Cidrs, Devices, NodePortAddresses, PortRanges, Ports, cidr, duration, external_ips, object_key, on_off,
     port_range,
 };
+use crate::model::ExternalIps;
 use crate::problem::ObjectKey;
 use clap::{Args, ValueEnum};
+use ipnet::IpNet;
 use lb_common::abi::PortRange;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -79,8 +81,8 @@ pub struct RunArgs {
     #[arg(long, env = "WEIR_SERVICE_CIDR", value_name = "CIDR,…", default_value = "10.96.0.0/16,fd00:10:96::/112", help_heading = SOURCE)]
     pub service_cidr: Cidrs,
     /// Accept endpoints in this prefix although they are refused otherwise (loopback, …); repeatable
-    #[arg(long, env = "WEIR_ALLOW_ENDPOINT_CIDR", value_name = "CIDR", value_delimiter = ',', help_heading = SOURCE)]
-    pub allow_endpoint_cidr: Vec<Cidr>,
+    #[arg(long, env = "WEIR_ALLOW_ENDPOINT_CIDR", value_name = "CIDR", value_parser = cidr, value_delimiter = ',', help_heading = SOURCE)]
+    pub allow_endpoint_cidr: Vec<IpNet>,
 
     /// Name of our Node [default: $NODE_NAME, then the host's name]
     #[arg(long, env = "WEIR_NODE_NAME", value_name = "NAME", alias = "hostname-override", help_heading = NODE)]
@@ -114,8 +116,8 @@ pub struct RunArgs {
     #[arg(long, env = "WEIR_CONNTRACK_MAX", value_name = "N", value_parser = clap::value_parser!(u32).range(1024..), help_heading = L4)]
     pub conntrack_max: Option<u32>,
     /// Serve externalIPs, all or only those in these prefixes
-    #[arg(long, env = "WEIR_EXTERNAL_IPS", value_name = "on|off|CIDR,…", default_value = "on", help_heading = L4)]
-    pub external_ips: Permission,
+    #[arg(long, env = "WEIR_EXTERNAL_IPS", value_name = "on|off|CIDR,…", value_parser = external_ips, default_value = "on", help_heading = L4)]
+    pub external_ips: ExternalIps,
     /// Ports of this node that no Service may take from it [default: 22, kubelet, API server, own ports]
     #[arg(long, env = "WEIR_PROTECTED_PORTS", value_name = "LIST", help_heading = L4)]
     pub protected_ports: Option<Ports>,

@@ -2,65 +2,26 @@
 //!
 //! Errors are sentences without the flag's name; clap puts flag and value in front.
 
+use crate::model::ExternalIps;
+use ipnet::IpNet;
 use lb_common::abi::PortRange;
-use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
 use std::time::Duration;
 
 /// An address prefix, such as `10.96.0.0/16`. A bare address is a prefix of full length.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub struct Cidr {
-    pub addr: IpAddr,
-    pub bits: u8,
+pub fn cidr(text: &str) -> Result<IpNet, String> {
+    let text = text.trim();
+    let (addr, bits) = text.split_once('/').map_or((text, None), |(addr, bits)| (addr, Some(bits)));
+    let addr: IpAddr = addr.parse().map_err(|_| format!("\"{addr}\" is not an IP address"))?;
+    let width = if addr.is_ipv4() { 32 } else { 128 };
+    let bits = bits.map_or(Ok(width), str::parse).unwrap_or(u8::MAX);
+    IpNet::new(addr, bits).map_err(|_| format!("{text} has no prefix length of 0 to {width}"))
 }
 
-impl Cidr {
-    /// Whether `ip` lies in the prefix. The families never mix.
-    pub fn contains(&self, ip: IpAddr) -> bool {
-        match (self.addr, ip) {
-            (IpAddr::V4(a), IpAddr::V4(b)) => {
-                same_prefix(a.to_bits().into(), b.to_bits().into(), 32, self.bits)
-            }
-            (IpAddr::V6(a), IpAddr::V6(b)) => same_prefix(a.to_bits(), b.to_bits(), 128, self.bits),
-            (IpAddr::V4(_), IpAddr::V6(_)) | (IpAddr::V6(_), IpAddr::V4(_)) => false,
-        }
-    }
-}
-
-fn same_prefix(a: u128, b: u128, width: u8, bits: u8) -> bool {
-    (a ^ b).checked_shr(u32::from(width.saturating_sub(bits))).unwrap_or(0) == 0
-}
-
-impl FromStr for Cidr {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let text = text.trim();
-        let (addr, bits) = text.split_once('/').map_or((text, None), |(addr, bits)| (addr, Some(bits)));
-        let addr: IpAddr = addr.parse().map_err(|_| format!("\"{addr}\" is not an IP address"))?;
-        let width = if addr.is_ipv4() { 32 } else { 128 };
-        let bits = match bits {
-            None => width,
-            Some(bits) => bits
-                .parse()
-                .ok()
-                .filter(|bits| *bits <= width)
-                .ok_or_else(|| format!("\"{bits}\" is not a prefix length of 0 to {width}"))?,
-        };
-        Ok(Self { addr, bits })
-    }
-}
-
-impl fmt::Display for Cidr {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.addr, self.bits)
-    }
-}
-
-/// Items between commas; an empty text is an empty list.
-fn list<T: FromStr<Err = String>>(text: &str) -> Result<Vec<T>, String> {
-    text.split(',').map(str::trim).filter(|item| !item.is_empty()).map(str::parse).collect()
+/// Prefixes between commas; an empty text is an empty list.
+fn cidr_list(text: &str) -> Result<Vec<IpNet>, String> {
+    text.split(',').filter(|item| !item.trim().is_empty()).map(cidr).collect()
 }
 
 /// `on`, `off`, `true`, `false`.
@@ -139,33 +100,12 @@ impl FromStr for Devices {
     }
 }
 
-/// `on`, `off`, or the prefixes to which a permission is limited.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Permission {
-    On,
-    Off,
-    Within(Vec<Cidr>),
-}
-
-impl FromStr for Permission {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        Ok(match on_off(text) {
-            Ok(true) => Self::On,
-            Ok(false) => Self::Off,
-            Err(_) => Self::Within(list(text)?),
-        })
-    }
-}
-
-impl Permission {
-    pub fn allows(&self, ip: IpAddr) -> bool {
-        match self {
-            Self::On => true,
-            Self::Off => false,
-            Self::Within(prefixes) => prefixes.iter().any(|prefix| prefix.contains(ip)),
-        }
+/// `on`, `off`, or the prefixes within which externalIPs are served.
+pub fn external_ips(text: &str) -> Result<ExternalIps, String> {
+    match on_off(text) {
+        Ok(true) => Ok(ExternalIps::On),
+        Ok(false) => Ok(ExternalIps::Off),
+        Err(_) => cidr_list(text).map(ExternalIps::Within),
     }
 }
 
@@ -177,7 +117,7 @@ pub enum NodePortAddresses {
     /// Every local address but loopback.
     All,
     /// Local addresses in these prefixes; a family without a prefix means all of it (S18).
-    Within(Vec<Cidr>),
+    Within(Vec<IpNet>),
 }
 
 impl FromStr for NodePortAddresses {
@@ -187,20 +127,20 @@ impl FromStr for NodePortAddresses {
         match text {
             "primary" => Ok(Self::Primary),
             "all" | "" => Ok(Self::All),
-            prefixes => Ok(Self::Within(list(prefixes)?)),
+            prefixes => Ok(Self::Within(cidr_list(prefixes)?)),
         }
     }
 }
 
 /// Prefixes between commas.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct Cidrs(pub Vec<Cidr>);
+pub struct Cidrs(pub Vec<IpNet>);
 
 impl FromStr for Cidrs {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        list(text).map(Self)
+        cidr_list(text).map(Self)
     }
 }
 
@@ -251,11 +191,11 @@ mod tests {
             ("192.0.2.1", "192.0.2.1", true),
             ("192.0.2.1", "192.0.2.2", false),
         ] {
-            let cidr: Cidr = prefix.parse().unwrap();
-            assert_eq!(cidr.contains(ip.parse().unwrap()), inside, "{prefix} {ip}");
+            let prefix = cidr(prefix).unwrap();
+            assert_eq!(prefix.contains(&ip.parse::<IpAddr>().unwrap()), inside, "{prefix} {ip}");
         }
         for bad in ["10.0.0.0/33", "10.0.0/8", "::/129", "x", ""] {
-            assert!(bad.parse::<Cidr>().is_err(), "{bad}");
+            assert!(cidr(bad).is_err(), "{bad}");
         }
     }
 

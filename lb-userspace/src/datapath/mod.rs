@@ -5,8 +5,10 @@
 
 use crate::plan::op::Op;
 use lb_common::abi::{
-    Backend, BackendId, Device, Frontend, FrontendKey, NodeAddress, NodeConfig, ServiceCounters, ServiceId,
+    AffinityKey, Backend, BackendId, Device, Flow, FlowKey, Frontend, FrontendKey, NodeAddress, NodeConfig,
+    ServiceCounters, ServiceId,
 };
+use serde::Serialize;
 use std::collections::BTreeMap;
 
 /// What the maps hold, as read back at start.
@@ -51,6 +53,55 @@ pub struct NodeFacts {
     pub devices: BTreeMap<u32, Device>,
 }
 
+/// What a device's packets are.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize)]
+pub enum LinkClass {
+    /// From and to the network: clients behind it are outside.
+    External,
+    /// The host side of a pod's link: clients behind it are inside.
+    Pod,
+}
+
+/// A device that the packet path belongs on.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize)]
+pub struct LinkPlan {
+    pub ifindex: u32,
+    pub name: String,
+    pub class: LinkClass,
+    /// Packets begin with their IP header: tun, WireGuard, ipip.
+    pub l3: bool,
+    /// A network card: neither veth nor bridge, tunnel, bond, nor any other virtual device.
+    pub xdp_capable: bool,
+}
+
+/// A place in the kernel where a program is, or should be.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize)]
+pub struct Hook {
+    /// The device, or the control group's path.
+    pub place: String,
+    /// `tcx ingress`, `clsact egress`, `xdp native`, `connect4`, …
+    pub hook: String,
+    /// Why the program is not there; `None`: it is.
+    pub error: Option<String>,
+}
+
+/// How full a map is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+pub struct MapFill {
+    pub map: &'static str,
+    pub used: u32,
+    pub capacity: u32,
+}
+
+/// What one sweep over the flow maps did and saw.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Sweep {
+    /// Flows that are left, by Service: one with none may be forgotten.
+    pub flows: BTreeMap<ServiceId, u32>,
+    /// Entries removed because they had been idle for too long.
+    pub expired: u64,
+}
+
 /// A data path: BPF maps, or the simulator.
 pub trait Datapath: Send {
     fn capacity(&self) -> Capacity;
@@ -76,4 +127,34 @@ pub trait Datapath: Send {
 
     /// Counters of one Service.
     fn service_counters(&mut self, service: ServiceId) -> ServiceCounters;
+
+    /// Puts the programs on these devices, and takes them off all others. Said again, it
+    /// heals: what somebody detached is attached anew. Answers every hook there is.
+    fn attach(&mut self, links: &[LinkPlan]) -> Vec<Hook> {
+        let _ = links;
+        Vec::new()
+    }
+
+    /// How full each map is.
+    fn fill(&mut self) -> Vec<MapFill> {
+        Vec::new()
+    }
+
+    /// Removes flows that have been idle for too long and counts the rest by Service.
+    /// `None`: not done, so nothing may be concluded.
+    fn sweep(&mut self) -> Option<Sweep> {
+        None
+    }
+
+    /// Up to `limit` flows that `wanted` accepts.
+    fn flows(&mut self, limit: usize, wanted: &dyn Fn(&FlowKey, &Flow) -> bool) -> Vec<(FlowKey, Flow)> {
+        let _ = (limit, wanted);
+        Vec::new()
+    }
+
+    /// The backend that a client is remembered for, and how long ago it was used, in seconds.
+    fn affinity(&mut self, key: &AffinityKey) -> Option<(BackendId, u64)> {
+        let _ = key;
+        None
+    }
 }

@@ -2,9 +2,10 @@
 
 use super::netlink::{Link, Route, Tables};
 use super::{LinkClass, LinkPlan, NodeState, Options};
-use crate::args::value::{Cidr, Devices, NodePortAddresses};
+use crate::args::value::{Devices, NodePortAddresses};
 use crate::datapath::NodeFacts;
 use crate::problem::{Kind, ObjectKey, ObjectRef, Problem};
+use ipnet::IpNet;
 use lb_common::abi::{Addr, Device, DeviceFlags, Family, NodeAddress, NodeConfig, PortRange};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -16,7 +17,7 @@ pub struct Inputs {
     pub internal_ips: Vec<IpAddr>,
     /// Addresses of pods that run here, those on the host's network left out or not.
     pub pod_ips: BTreeSet<IpAddr>,
-    pub pod_cidrs: Vec<Cidr>,
+    pub pod_cidrs: Vec<IpNet>,
 }
 
 /// Decides facts and links.
@@ -51,7 +52,7 @@ fn primary(tables: &Tables, inputs: &Inputs, wanted: Family) -> Option<IpAddr> {
     let mut defaults: Vec<&Route> = tables
         .routes
         .iter()
-        .filter(|route| route.destination.bits == 0 && family(route.destination.addr) == wanted)
+        .filter(|route| route.destination.prefix_len() == 0 && family(route.destination.addr()) == wanted)
         .collect();
     defaults.sort_by_key(|route| route.metric);
     let by_route =
@@ -69,11 +70,11 @@ fn source(tables: &Tables, ifindex: u32, wanted: Family) -> Option<IpAddr> {
         .addresses
         .iter()
         .filter(|address| {
-            address.ifindex == ifindex && address.global && family(address.prefix.addr) == wanted
+            address.ifindex == ifindex && address.global && family(address.prefix.addr()) == wanted
         })
         .collect();
     candidates.sort_by_key(|address| address.deprecated);
-    candidates.first().map(|address| address.prefix.addr)
+    candidates.first().map(|address| address.prefix.addr())
 }
 
 /// Every local address, and whether node ports answer on it (S17, S18).
@@ -85,7 +86,7 @@ fn addresses(
     problems: &mut Vec<Problem>,
 ) -> BTreeMap<Addr, NodeAddress> {
     if let NodePortAddresses::Within(prefixes) = &options.nodeport_addresses {
-        for prefix in prefixes.iter().filter(|prefix| prefix.addr.is_loopback()) {
+        for prefix in prefixes.iter().filter(|prefix| prefix.addr().is_loopback()) {
             problems.push(problem(
                 "--nodeport-addresses",
                 format!("{prefix} is loopback: node ports never answer there, and this prefix has no effect"),
@@ -102,8 +103,8 @@ fn addresses(
             if of_node { inputs.internal_ips.contains(&ip) } else { primary.contains(&Some(ip)) }
         }
         NodePortAddresses::Within(prefixes) => {
-            prefixes.iter().any(|prefix| prefix.contains(ip))
-                || !prefixes.iter().any(|prefix| family(prefix.addr) == family(ip))
+            prefixes.iter().any(|prefix| prefix.contains(&ip))
+                || !prefixes.iter().any(|prefix| family(prefix.addr()) == family(ip))
         }
     };
     let local =
@@ -197,20 +198,20 @@ fn pod_links(tables: &Tables, inputs: &Inputs) -> PodLinks {
         let route = tables
             .routes
             .iter()
-            .filter(|route| route.destination.contains(*ip))
-            .max_by_key(|route| (route.destination.bits, std::cmp::Reverse(route.metric)));
+            .filter(|route| route.destination.contains(ip))
+            .max_by_key(|route| (route.destination.prefix_len(), std::cmp::Reverse(route.metric)));
         let Some(route) = route.filter(|route| !route.gateway) else { continue };
         let Some(link) = tables.links.get(&route.ifindex).filter(|link| !link.loopback) else { continue };
         if is_bridge(link) {
             found.bridges.insert(route.ifindex);
-        } else if route.destination.bits >= if ip.is_ipv4() { 30 } else { 126 } {
+        } else if route.destination.prefix_len() >= if ip.is_ipv4() { 30 } else { 126 } {
             found.links.insert(route.ifindex);
         }
     }
     // A bridge of the node's pod subnet is one before its first pod.
     let bridged = tables.addresses.iter().filter(|address| {
         tables.links.get(&address.ifindex).is_some_and(is_bridge)
-            && inputs.pod_cidrs.iter().any(|cidr| cidr.contains(address.prefix.addr))
+            && inputs.pod_cidrs.iter().any(|cidr| cidr.contains(&address.prefix.addr()))
     });
     found.bridges.extend(bridged.map(|address| address.ifindex));
     for (index, link) in &tables.links {

@@ -13,29 +13,10 @@ pub use watch::follow;
 
 use crate::args::L4Config;
 use crate::args::value::{Devices, NodePortAddresses};
+pub use crate::datapath::{LinkClass, LinkPlan};
+
 use crate::datapath::NodeFacts;
 use crate::problem::Problem;
-
-/// What a device's packets are.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, serde::Serialize)]
-pub enum LinkClass {
-    /// From and to the network: clients behind it are outside.
-    External,
-    /// The host side of a pod's link: clients behind it are inside.
-    Pod,
-}
-
-/// A device that the packet path belongs on.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, serde::Serialize)]
-pub struct LinkPlan {
-    pub ifindex: u32,
-    pub name: String,
-    pub class: LinkClass,
-    /// Packets begin with their IP header: tun, WireGuard, ipip.
-    pub l3: bool,
-    /// A network card: neither veth nor bridge, tunnel, bond, nor any other virtual device.
-    pub xdp_capable: bool,
-}
 
 /// The answer: what the data path needs to know, and where it belongs.
 #[derive(Clone, PartialEq, Debug)]

@@ -1,7 +1,7 @@
 //! Reading the kernel's links, addresses and routes over rtnetlink.
 
-use crate::args::value::Cidr;
 use futures_util::TryStreamExt;
+use ipnet::IpNet;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope};
 use rtnetlink::packet_route::link::{
     InfoKind, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkLayerType, LinkMessage,
@@ -28,7 +28,7 @@ pub struct Link {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Address {
     pub ifindex: u32,
-    pub prefix: Cidr,
+    pub prefix: IpNet,
     pub global: bool,
     pub deprecated: bool,
 }
@@ -36,7 +36,7 @@ pub struct Address {
 /// A unicast route of the main table that names a device.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Route {
-    pub destination: Cidr,
+    pub destination: IpNet,
     pub ifindex: u32,
     pub gateway: bool,
     pub metric: u32,
@@ -79,7 +79,7 @@ pub async fn read(handle: &Handle) -> Result<Tables, rtnetlink::Error> {
             tables.route(&message);
         }
     }
-    tables.local.extend(tables.addresses.iter().map(|address| address.prefix.addr));
+    tables.local.extend(tables.addresses.iter().map(|address| address.prefix.addr()));
     Ok(tables)
 }
 
@@ -130,7 +130,7 @@ fn address(message: AddressMessage) -> Option<Address> {
     Some(Address {
         ifindex: message.header.index,
         // On a point-to-point link IFA_ADDRESS is the other end and IFA_LOCAL is ours.
-        prefix: Cidr { addr: local.or(peer)?, bits: message.header.prefix_len },
+        prefix: IpNet::new(local.or(peer)?, message.header.prefix_len).ok()?,
         global: matches!(message.header.scope, AddressScope::Universe | AddressScope::Site),
         deprecated: flags.intersects(AddressFlags::Deprecated),
     })
@@ -174,8 +174,8 @@ impl Tables {
             && message.header.kind == RouteType::Unicast
             && (!gateway || bits == 0)
             && let Some(ifindex) = device
+            && let Ok(destination) = IpNet::new(destination, bits)
         {
-            let destination = Cidr { addr: destination, bits };
             self.routes.push(Route { destination, ifindex, gateway, metric, source });
         }
     }

@@ -39,8 +39,8 @@ fn tables() -> Tables {
         (5, "10.244.1.1/24", true, false),
         (7, "10.9.0.1/24", true, false),
     ] {
-        let prefix: crate::args::value::Cidr = prefix.parse().unwrap();
-        tables.local.insert(prefix.addr);
+        let prefix: ipnet::IpNet = prefix.parse().unwrap();
+        tables.local.insert(prefix.addr());
         tables.addresses.push(Address { ifindex, prefix, global, deprecated });
     }
     for (destination, ifindex, gateway) in [
