@@ -40,7 +40,7 @@ impl Helper {
         let procs = cgroup.map(procs_file).transpose()?;
         let mut command = Command::new(executable);
         command.arg(ARGUMENT).stdin(Stdio::piped()).stdout(Stdio::piped()).process_group(0);
-        sys::start_in(&mut command, netns.file().as_raw_fd(), procs.as_ref().map(AsRawFd::as_raw_fd), None);
+        sys::start_in(&mut command, netns.file().as_raw_fd(), procs.as_ref().map(AsRawFd::as_raw_fd));
         let mut child = command.spawn().with_context(|| format!("starting {}", executable.display()))?;
         let stdin = child.stdin.take().context("helper without input")?;
         let stdout = child.stdout.take().context("helper without output")?;

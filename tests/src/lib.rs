@@ -7,6 +7,8 @@
 //!           manifests   (servers, clients, flows: processes of their own, told by `wire`)
 //! ```
 
+pub mod agent;
+pub mod cases;
 pub mod clients;
 pub mod flows;
 pub mod helper;

@@ -35,6 +35,8 @@ pub const NODE2: (Ipv4Addr, Ipv6Addr) =
 pub const POD_CIDRS: (&str, &str) = ("10.244.0.0/16", "fd00:10:244::/48");
 const POD_CIDRS_OF: [(&str, (&str, &str)); 2] =
     [("node1", ("10.244.1.0/24", "fd00:10:244:1::/64")), ("node2", ("10.244.2.0/24", "fd00:10:244:2::/64"))];
+const GATEWAYS: [IpAddr; 2] =
+    [IpAddr::V4(Ipv4Addr::new(10, 244, 1, 1)), IpAddr::V6(Ipv6Addr::new(0xfd00, 0x10, 0x244, 1, 0, 0, 0, 1))];
 /// Addresses that nobody owns and that the network routes to node1.
 const ROUTED_TO_NODE1: [&str; 4] =
     ["198.51.100.0/24", "203.0.113.0/24", "2001:db8:100::/64", "2001:db8:113::/64"];
@@ -138,7 +140,12 @@ impl Topology {
         self.pods.iter().map(|(pod, _)| pod)
     }
 
-    /// A pod's address in the family of `like`.
+    /// Addresses of node1's ends of its pods' links.
+    pub fn gateways(&self) -> impl Iterator<Item = IpAddr> {
+        GATEWAYS.into_iter()
+    }
+
+    /// A pod's address in one family.
     pub fn pod_ip(&self, name: &str, v6: bool) -> Option<IpAddr> {
         let pod = self.pods().find(|pod| pod.name == name)?;
         pod.ips.iter().copied().find(|ip| ip.is_ipv6() == v6)

@@ -1,4 +1,81 @@
-//! The embedded demo.
-fn main() {
+//! The embedded demo, called by `cargo xtask run`: a client, a node that runs
+//! `weir run --manifests deploy/demo`, pods with real servers, real traffic between them;
+//! one line for each case. Stays up until Ctrl-C and tells what to try; with `--check` it
+//! ends after the cases, exit code 1 if one failed.
+
+use anyhow::{Context, Result, bail};
+use lab::agent::{Agent, Setup, invocation};
+use lab::cases::{self, Assigned, Outcome};
+use lab::manifests::{self, demo_dir, read_dir};
+use lab::topology::Topology;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
     lab::helper::serve_if_asked();
+    let check = match std::env::args().skip(1).collect::<Vec<_>>().as_slice() {
+        [] => false,
+        [flag] if flag == "--check" => true,
+        _ => {
+            eprintln!("usage: demo [--check]");
+            return ExitCode::from(2);
+        }
+    };
+    match run(check) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("demo: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(check: bool) -> Result<()> {
+    let dir = demo_dir();
+    let dir = dir.canonicalize().with_context(|| format!("no {}", dir.display()))?;
+    let lab = Topology::new(&manifests::pods(&read_dir(&dir)?)?)?;
+    println!("client, node1, node2 and {} pods are up, each a network namespace", lab.pods().count());
+    let setup = Setup::manifests(&dir);
+    let agent = Agent::ready(&lab, setup.clone())?;
+    println!("node1 runs weir (pid {}) --manifests {}", agent.pid(), dir.display());
+    let assigned = Assigned { my_service: agent.cluster_ip("default/my-service")? };
+    println!("my-service has been given {}\n", assigned.my_service);
+    let outcomes = cases::run(&lab, &assigned, |outcome| println!("{outcome}"));
+    let failed: Vec<&Outcome> = outcomes.iter().filter(|outcome| outcome.said.is_err()).collect();
+    println!("\n{} of {} cases ok", outcomes.len() - failed.len(), outcomes.len());
+    if check {
+        if !failed.is_empty() {
+            for outcome in &failed {
+                println!("{outcome}");
+            }
+            bail!("{} of {} cases failed", failed.len(), outcomes.len());
+        }
+        return Ok(());
+    }
+    suggest(&lab, &setup, &assigned)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(tokio::signal::ctrl_c())?;
+    Ok(())
+}
+
+fn suggest(lab: &Topology, setup: &Setup, assigned: &Assigned) -> Result<()> {
+    let pod = lab.pod("client")?.path().display();
+    let outside = lab.client().path().display();
+    let cgroup = lab.node_cgroup()?;
+    let ip = assigned.my_service;
+    println!("\nThe network stays up until Ctrl-C. Try, as root:");
+    println!("  # a pod asks my-service, translated packet by packet");
+    println!("  nsenter --net={pod} curl -s {ip}");
+    println!("  # the same, translated once at connect()");
+    println!("  sh -c 'echo $$ > {}/cgroup.procs; nsenter --net={pod} curl -s {ip}'", cgroup.display());
+    println!("  # from outside: NodePort, LoadBalancer address, externalIP");
+    println!("  nsenter --net={outside} curl -s 172.30.0.1:30080");
+    println!("  nsenter --net={outside} curl -s 'http://[2001:db8:100::10]'");
+    println!("  nsenter --net={outside} curl -s 203.0.113.10");
+    println!("  # what the agent knows");
+    for words in
+        ["status", "services", &format!("explain {ip}:80"), "explain svc/default/no-endpoints:80", "problems"]
+    {
+        println!("  {}", invocation(lab, setup, words));
+    }
+    Ok(())
 }

@@ -165,24 +165,3 @@ fn in_thread<T: Send>(f: impl FnOnce() -> std::io::Result<T> + Send) -> std::io:
         Err(panic) => std::panic::resume_unwind(panic),
     })
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::net::UdpSocket;
-
-    #[test]
-    fn calling_thread_keeps_its_namespace() {
-        let name = format!("weir-{}-unit", std::process::id());
-        let before = fs::read_link("/proc/thread-self/ns/net").expect("own namespace");
-        let netns = Netns::new(&name).expect("run as root: cargo xtask test netns");
-        let inside =
-            netns.enter(|| fs::read_link("/proc/thread-self/ns/net")).expect("entered").expect("link");
-        assert_ne!(before, inside);
-        assert_eq!(before, fs::read_link("/proc/thread-self/ns/net").expect("own namespace"));
-        netns.enter(|| UdpSocket::bind("127.0.0.1:0")).expect("entered").expect("loopback is up");
-        let path = netns.path().to_owned();
-        drop(netns);
-        assert!(!path.exists());
-    }
-}

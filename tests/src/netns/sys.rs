@@ -68,8 +68,8 @@ pub(crate) fn alive(pid: u32) -> bool {
 }
 
 /// Makes the child of `command` start in a network namespace and a cgroup: `procs` is the
-/// open `cgroup.procs` of that cgroup. With `caps`, only these capabilities are left to it.
-pub(crate) fn start_in(command: &mut Command, netns: RawFd, procs: Option<RawFd>, caps: Option<u64>) {
+/// open `cgroup.procs` of that cgroup.
+pub(crate) fn start_in(command: &mut Command, netns: RawFd, procs: Option<RawFd>) {
     let hook = move || {
         if let Some(procs) = procs {
             // SAFETY: writes one static byte; "0" means the calling process.
@@ -77,30 +77,11 @@ pub(crate) fn start_in(command: &mut Command, netns: RawFd, procs: Option<RawFd>
         }
         // SAFETY: takes numbers only; the descriptor was inherited over fork.
         check(unsafe { libc::setns(netns, libc::CLONE_NEWNET) })?;
-        if let Some(caps) = caps {
-            limit_capabilities(caps)?;
-        }
         Ok(())
     };
     // SAFETY: the hook makes system calls only and allocates nothing, so it may run between
     // fork and exec.
     unsafe { command.pre_exec(hook) };
-}
-
-/// Takes every capability outside `keep` out of the bounding set; exec by root then gives
-/// exactly what is left.
-fn limit_capabilities(keep: u64) -> io::Result<()> {
-    for cap in 0..64_u32 {
-        if keep & (1 << cap) != 0 {
-            continue;
-        }
-        // SAFETY: takes numbers only. Numbers past the kernel's last capability are refused,
-        // which ends the walk.
-        if unsafe { libc::prctl(libc::PR_CAPBSET_DROP, cap, 0, 0, 0) } != 0 {
-            break;
-        }
-    }
-    Ok(())
 }
 
 /// Microseconds of the monotonic clock, the same for all processes of this machine.

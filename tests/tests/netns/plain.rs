@@ -1,15 +1,23 @@
 //! The lab itself, without an agent: if plain routing did not work here, no other test of
 //! the packet path would mean anything.
 
-#![expect(clippy::unwrap_used, reason = "tests")]
-
-use lab::manifests::{self, demo_dir, read_dir};
-use lab::topology::{CLIENT, NODE1, Place, Topology};
+use crate::demo_lab;
+use lab::netns::Netns;
+use lab::topology::{CLIENT, NODE1, Place};
 use lab::wire::{Ask, Flows, Load, Proto};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 
-fn demo_lab() -> Topology {
-    Topology::new(&manifests::pods(&read_dir(&demo_dir()).unwrap()).unwrap()).unwrap()
+#[test]
+fn calling_thread_keeps_its_namespace() {
+    let before = std::fs::read_link("/proc/thread-self/ns/net").unwrap();
+    let netns = Netns::new(format!("weir-{}-unit", std::process::id())).unwrap();
+    let inside = netns.enter(|| std::fs::read_link("/proc/thread-self/ns/net")).unwrap().unwrap();
+    assert_ne!(before, inside);
+    assert_eq!(before, std::fs::read_link("/proc/thread-self/ns/net").unwrap());
+    netns.enter(|| UdpSocket::bind("127.0.0.1:0")).unwrap().unwrap();
+    let path = netns.path().to_owned();
+    drop(netns);
+    assert!(!path.exists());
 }
 
 #[test]
