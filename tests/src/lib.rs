@@ -9,6 +9,7 @@
 
 pub mod agent;
 pub mod cases;
+pub mod apiserver;
 pub mod clients;
 pub mod flows;
 pub mod helper;
