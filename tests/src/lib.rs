@@ -8,8 +8,8 @@
 //! ```
 
 pub mod agent;
-pub mod cases;
 pub mod apiserver;
+pub mod cases;
 pub mod clients;
 pub mod flows;
 pub mod helper;

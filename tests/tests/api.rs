@@ -66,7 +66,7 @@ fn yaml_of_many_documents_is_applied() -> Result<()> {
 #[test]
 fn control_plane_lives_in_a_namespace_of_its_own() -> Result<()> {
     let netns = Netns::new(format!("weir-{}-api", std::process::id()))?;
-    netns.ip(&["link add cp type dummy", "link set cp up", "addr add 198.18.0.1/24 dev cp"])?;
+    netns.ip(&["link add cp type bridge", "link set cp up", "addr add 198.18.0.1/24 dev cp"])?;
     let server =
         ApiServer::start_in(&Place { netns: Some(netns.path().to_owned()), address: "198.18.0.1".parse()? })?;
     // With an address that clients can reach, the API server makes its own endpoint known.
