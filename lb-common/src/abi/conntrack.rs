@@ -33,6 +33,28 @@ impl FlowKey {
             pad: [0; 3],
         }
     }
+
+    /// Becomes the key of the entry that is the other direction of `flow`.
+    #[inline(always)]
+    pub fn set_pair(&mut self, flow: &Flow, proto: Proto) {
+        self.source = flow.destination;
+        self.destination = flow.source;
+        self.source_port = flow.destination_port;
+        self.destination_port = flow.source_port;
+        self.proto = proto;
+        self.pad = [0; 3];
+    }
+
+    /// Becomes the tuple that `flow`'s packets have after translation.
+    #[inline(always)]
+    pub fn set_translated(&mut self, flow: &Flow, proto: Proto) {
+        self.source = flow.source;
+        self.destination = flow.destination;
+        self.source_port = flow.source_port;
+        self.destination_port = flow.destination_port;
+        self.proto = proto;
+        self.pad = [0; 3];
+    }
 }
 
 /// What packets of one direction become, and the state of the flow.
@@ -57,15 +79,10 @@ pub struct Flow {
 impl Flow {
     /// The key of the other direction's entry, given this one's protocol.
     #[inline(always)]
-    pub const fn pair(&self, proto: Proto) -> FlowKey {
-        FlowKey {
-            source: self.destination,
-            destination: self.source,
-            source_port: self.destination_port,
-            destination_port: self.source_port,
-            proto,
-            pad: [0; 3],
-        }
+    pub fn pair(&self, proto: Proto) -> FlowKey {
+        let mut key = FlowKey::default();
+        key.set_pair(self, proto);
+        key
     }
 }
 
@@ -92,9 +109,6 @@ impl FlowFlags {
     pub const LOCAL: Self = Self(1 << 6);
     /// The client is on this node.
     pub const INSIDE: Self = Self(1 << 7);
-    /// No Service: a direct flow that needed another source port, because a Service's
-    /// flow already owned its reply tuple.
-    pub const DIRECT: Self = Self(1 << 8);
 
     #[inline(always)]
     pub const fn has(self, other: Self) -> bool {

@@ -100,8 +100,8 @@ reasons! {
         Closed = "closed",
         /// A source port of a closed flow was taken over.
         PortTakenOver = "port_taken_over",
-        /// A UDP flow was moved from a backend that is gone (S60).
-        UdpMoved = "udp_moved",
+        /// A UDP flow, or a TCP one still opening, was moved from a backend that is gone (S60).
+        Moved = "moved",
     }
 }
 

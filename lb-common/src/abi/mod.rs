@@ -21,7 +21,7 @@ pub use counters::{DropReason, PassReason, Reason, ServiceCounters};
 pub use net::{Addr, Be16, Family, Proto};
 pub use node::{Device, DeviceFlags, NodeAddress, NodeConfig, PortRange, Settings, SettingsFlags};
 pub use service::{Frontend, FrontendFlags, FrontendKey, ServiceId, Table};
-pub use socket::{SocketKey, SocketPeer};
+pub use socket::{Peer, SocketKey, SocketPeer};
 
 /// Version of the map layouts. Part of the pin path: agents of different layouts never
 /// share a map.
@@ -43,6 +43,8 @@ pub mod map {
     pub const AFFINITY: &str = "AFFINITY";
     /// [`super::SocketKey`] → [`super::SocketPeer`].
     pub const SOCKETS: &str = "SOCKETS";
+    /// Connected socket → [`super::Peer`] (socket storage).
+    pub const PEERS: &str = "PEERS";
     /// [`super::Addr`] → [`super::NodeAddress`]: addresses of this node, followed live.
     pub const NODE_ADDRESSES: &str = "NODE_ADDRESSES";
     /// Interface index → [`super::Device`].
@@ -54,7 +56,7 @@ pub mod map {
     /// [`super::ServiceId`] → [`super::ServiceCounters`]; an mmappable array.
     pub const SERVICE_COUNTERS: &str = "SERVICE_COUNTERS";
     /// Every map that outlives an agent.
-    pub const PINNED: [&str; 12] = [
+    pub const PINNED: [&str; 13] = [
         FRONTENDS,
         BACKENDS,
         TABLES,
@@ -62,6 +64,7 @@ pub mod map {
         TRANSIENT,
         AFFINITY,
         SOCKETS,
+        PEERS,
         NODE_ADDRESSES,
         DEVICES,
         NODE,

@@ -1,10 +1,10 @@
-//! Socket-level translation memory: datagram sockets and names of peers.
+//! Socket-level translation memory: who a socket talks to, under both names.
 
 use super::{Addr, BackendId, Be16, Proto};
 use bytemuck::{Pod, Zeroable};
 
-/// One remote end of one socket, either as the program knows it (frontend) or as the
-/// packets carry it (backend).
+/// One remote end of one unconnected datagram socket, either as the program knows it
+/// (frontend) or as the packets carry it (backend).
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Pod, Zeroable)]
 pub struct SocketKey {
@@ -28,5 +28,18 @@ pub struct SocketPeer {
     pub pad: u16,
 }
 
+/// Both names of a connected socket's peer, kept with the socket itself (socket storage),
+/// so that it lives exactly as long and nothing can evict it.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Pod, Zeroable)]
+pub struct Peer {
+    pub frontend: Addr,
+    pub backend: Addr,
+    pub frontend_port: Be16,
+    pub backend_port: Be16,
+    pub backend_id: BackendId,
+}
+
 const _: () = assert!(size_of::<SocketKey>() == 32);
 const _: () = assert!(size_of::<SocketPeer>() == 24);
+const _: () = assert!(size_of::<Peer>() == 40);

@@ -1,1 +1,275 @@
+//! The order of a packet's decision, written out once for tc, XDP and the simulator.
+//!
+//! **Ingress** (a packet arrives from the network or from a pod): is it addressed to a
+//! frontend? Then its flow is known, or a backend is chosen. Else, is it a reply to a source
+//! port of ours? Then it is turned. Else it is none of our business. **Egress** (a packet
+//! leaves towards a client): a reply of a known flow is turned.
+//!
+//! So netfilter sees only translated tuples, in both directions, and the CNI's rules and
+//! policies hold; only flows that we gave a source of ours bypass it, in both directions.
 
+mod flows;
+mod forward;
+mod reply;
+mod select;
+pub mod socket;
+
+pub use flows::Place;
+pub use select::{Choice, flow_hash, split};
+
+use crate::abi::{
+    Addr, Affinity, AffinityKey, Backend, BackendId, Be16, Device, DropReason, Flow, FlowKey, Frontend,
+    FrontendKey, NodeAddress, NodeConfig, PassReason, Proto, Reason, ServiceId, Settings, Ticks,
+};
+use crate::packet::{Packet, Parsed, Unreachable, parse, refuse};
+use bytemuck::{Pod, Zeroable};
+
+/// A flow entry in working memory.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Pod, Zeroable)]
+pub struct Entry {
+    pub key: FlowKey,
+    pub flow: Flow,
+}
+
+/// Working memory of one packet, kept outside of the stack, which has 512 bytes in the
+/// kernel. Its content before a run means nothing.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Debug, Zeroable, Pod)]
+pub struct Scratch {
+    /// The packet's tuple, and the entry found for it or made for it.
+    pub own: Entry,
+    /// The entry of the other direction.
+    pub pair: Entry,
+    /// An entry that is in the way, and its pair.
+    pub rival: Entry,
+    pub rival_pair: Entry,
+    /// What the tuple becomes.
+    pub new: FlowKey,
+    pub frontend: Frontend,
+}
+
+impl Default for Scratch {
+    fn default() -> Self {
+        Self::zeroed()
+    }
+}
+
+/// Where a packet came from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Origin {
+    /// A pod or a process of this node.
+    Inside,
+    /// The network.
+    Outside,
+}
+
+/// Which counter of a Service a packet adds to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ServiceCount {
+    PacketFlow,
+    SocketFlow,
+    NoEndpoint,
+    Dropped,
+}
+
+/// The tables, as the path reads and writes them. Values are copies: nothing refers into a
+/// map. Writers on other CPUs may win; each comment says why either outcome is right.
+pub trait Tables {
+    fn settings(&self) -> Settings;
+    fn node(&self) -> NodeConfig;
+    fn node_address(&self, addr: &Addr) -> Option<NodeAddress>;
+    fn device(&self, ifindex: u32) -> Option<Device>;
+    /// Copies a frontend to `into`; false when there is none.
+    fn frontend(&self, key: &FrontendKey, into: &mut Frontend) -> bool;
+    fn backend(&self, id: BackendId) -> Option<Backend>;
+    /// Entry `index` of the table that starts at `block`.
+    fn slot(&self, block: u32, index: u32) -> Option<BackendId>;
+    fn affinity(&self, key: &AffinityKey) -> Option<Affinity>;
+    fn put_affinity(&self, key: &AffinityKey, value: &Affinity);
+
+    /// Copies a flow in one of the two places to `into`; false when it is not there.
+    fn flow(&self, place: Place, key: &FlowKey, into: &mut Flow) -> bool;
+    /// Stores a flow; `new_only` refuses to overwrite. False when it was not stored.
+    fn put_flow(&self, place: Place, key: &FlowKey, flow: &Flow, new_only: bool) -> bool;
+    fn delete_flow(&self, place: Place, key: &FlowKey);
+    /// Writes the fields that packets change (`seen`, `flags`, `expected_ack`) of an entry
+    /// that was just read. Last writer wins: a lost `seen` costs a second of lifetime, and a
+    /// lost FIN leaves the flow to its timeout.
+    fn touch_flow(&self, place: Place, key: &FlowKey, flow: &Flow);
+
+    /// Monotonic time; coarse is fine (a few ms).
+    fn nanos(&self) -> u64;
+    fn random(&self) -> u32;
+    fn count(&self, slot: u32);
+    fn count_service(&self, service: ServiceId, what: ServiceCount);
+}
+
+/// A way to a neighbour, as the kernel's routing table has it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Route {
+    pub ifindex: u32,
+    /// The gateway, or the destination itself.
+    pub next_hop: Addr,
+}
+
+/// Why there is no way.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum NoRoute {
+    Unreachable,
+    TooBig,
+}
+
+/// What the path asks of the kernel about a packet in hand.
+pub trait Network {
+    /// The route of a packet from `source` to `destination`.
+    ///
+    /// # Errors
+    /// When there is none, or the packet does not fit through it.
+    fn route(&self, source: &Addr, destination: &Addr, proto: Proto) -> Result<Route, NoRoute>;
+
+    /// Whether a host socket would receive packets with this tuple: such a source port is
+    /// not ours to use (S48).
+    fn socket_owns(&self, tuple: &FlowKey) -> bool;
+}
+
+/// What becomes of a packet.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Verdict {
+    /// On through the stack, translated or untouched.
+    Pass(PassReason),
+    /// Translated, and past the stack to this neighbour.
+    Redirect(PassReason, Route),
+    /// Turned into an ICMP error: out where it came in.
+    Answer(DropReason),
+    Drop(DropReason),
+}
+
+impl Verdict {
+    /// Its counter.
+    #[inline(always)]
+    pub const fn slot(self) -> u32 {
+        match self {
+            Self::Pass(reason) | Self::Redirect(reason, _) => reason.slot(),
+            Self::Answer(reason) | Self::Drop(reason) => reason.slot(),
+        }
+    }
+}
+
+/// A packet arrives.
+#[inline(always)]
+pub fn ingress<P: Packet, T: Tables, N: Network>(
+    packet: &mut P,
+    tables: &T,
+    network: &N,
+    scratch: &mut Scratch,
+    from: Origin,
+) -> Verdict {
+    let parsed = match parse(packet, &mut scratch.own.key) {
+        Ok(parsed) => parsed,
+        Err(reason) => return Verdict::Pass(reason),
+    };
+    if find_frontend(tables, &scratch.own.key, &mut scratch.frontend) {
+        return forward::ingress(packet, &parsed, tables, network, scratch, from);
+    }
+    if is_ours(tables, scratch.own.key.destination_port) {
+        if let Some(verdict) = reply::ingress(packet, &parsed, tables, network, scratch) {
+            return verdict;
+        }
+    }
+    if parsed.tcp.opens() {
+        flows::forget_closed_reply(tables, &scratch.own.key, &mut scratch.rival, &mut scratch.rival_pair);
+    }
+    Verdict::Pass(PassReason::NoService)
+}
+
+/// A packet leaves.
+#[inline(always)]
+pub fn egress<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Scratch) -> Verdict {
+    match parse(packet, &mut scratch.own.key) {
+        Ok(parsed) => reply::egress(packet, &parsed, tables, scratch),
+        Err(reason) => Verdict::Pass(reason),
+    }
+}
+
+/// A packet arrives at a device that runs XDP: packets of known flows with a source of ours
+/// are finished here; all others are left, untouched, to the socket-buffer hook, which runs
+/// [`ingress`] on the same tables.
+#[inline(always)]
+pub fn early<P: Packet, T: Tables, N: Network>(
+    packet: &mut P,
+    tables: &T,
+    network: &N,
+    scratch: &mut Scratch,
+) -> Verdict {
+    let parsed = match parse(packet, &mut scratch.own.key) {
+        Ok(parsed) => parsed,
+        Err(reason) => return Verdict::Pass(reason),
+    };
+    let verdict = if find_frontend(tables, &scratch.own.key, &mut scratch.frontend) {
+        forward::early(packet, &parsed, tables, network, scratch)
+    } else if is_ours(tables, scratch.own.key.destination_port) {
+        reply::early(packet, &parsed, tables, network, scratch)
+    } else {
+        None
+    };
+    verdict.unwrap_or(Verdict::Pass(PassReason::LeftToTc))
+}
+
+/// The frontend that a packet is addressed to: by its own address and port, or on one of this
+/// node's addresses a node port.
+#[inline(always)]
+fn find_frontend<T: Tables>(tables: &T, tuple: &FlowKey, into: &mut Frontend) -> bool {
+    lookup_frontend(tables, &tuple.destination, tuple.destination_port, tuple.proto, into)
+}
+
+/// [`find_frontend`] for an address that is not part of a packet.
+#[inline(always)]
+pub fn lookup_frontend<T: Tables>(
+    tables: &T,
+    addr: &Addr,
+    port: Be16,
+    proto: Proto,
+    into: &mut Frontend,
+) -> bool {
+    let mut key = FrontendKey::new(*addr, port, proto);
+    if tables.frontend(&key, into) {
+        return true;
+    }
+    if !tables.node().node_ports.contains(port) {
+        return false;
+    }
+    match tables.node_address(addr) {
+        Some(NodeAddress { node_port: 1 }) => {
+            key.addr = addr.family().any();
+            tables.frontend(&key, into)
+        }
+        _ => false,
+    }
+}
+
+/// Whether a port is one that translated flows are given as their source.
+#[inline(always)]
+fn is_ours<T: Tables>(tables: &T, port: Be16) -> bool {
+    let [low, high] = tables.settings().snat;
+    low.contains(port) || high.contains(port)
+}
+
+/// Refuses a packet: an ICMP error where one can be made, else silence.
+#[inline(always)]
+fn answer<P: Packet>(packet: &mut P, parsed: &Parsed, tuple: &FlowKey, reason: DropReason) -> Verdict {
+    match refuse(packet, parsed, tuple) {
+        Some(Unreachable) => Verdict::Answer(reason),
+        None => Verdict::Drop(reason),
+    }
+}
+
+#[inline(always)]
+fn note<T: Tables>(tables: &T, reason: Reason) {
+    tables.count(reason.slot());
+}
+
+#[inline(always)]
+fn ticks<T: Tables>(tables: &T) -> Ticks {
+    Ticks::from_nanos(tables.nanos())
+}

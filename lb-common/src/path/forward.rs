@@ -1,0 +1,341 @@
+//! Client to backend.
+
+use super::{
+    Entry, Network, NoRoute, Origin, Place, Scratch, ServiceCount, Tables, Verdict, answer, flows, note,
+    select::{Choice, flow_hash, select, table_for},
+    ticks,
+};
+use crate::abi::{
+    Addr, BackendFlags, Be16, DropReason, Flow, FlowFlags, FlowKey, Frontend, FrontendFlags, PassReason,
+    PortRange, Proto, Reason,
+};
+use crate::packet::{Packet, Parsed, Rewrite, rewrite};
+
+/// Source ports tried before a new flow is refused.
+const PORT_TRIES: u32 = 16;
+
+/// A packet for a frontend.
+#[inline(always)]
+pub(super) fn ingress<P: Packet, T: Tables, N: Network>(
+    packet: &mut P,
+    parsed: &Parsed,
+    tables: &T,
+    network: &N,
+    scratch: &mut Scratch,
+    from: Origin,
+) -> Verdict {
+    if known(parsed, tables, scratch, from) {
+        return deliver(packet, parsed, network, scratch, PassReason::Forward);
+    }
+    let (service, flags) = (scratch.frontend.service, scratch.frontend.flags);
+    if flags.has(FrontendFlags::RETIRED) {
+        return Verdict::Pass(PassReason::NoService);
+    }
+    match open(parsed, tables, network, scratch, from) {
+        None => {
+            tables.count_service(service, ServiceCount::PacketFlow);
+            deliver(packet, parsed, network, scratch, PassReason::NewFlow)
+        }
+        Some(DropReason::NoEndpoint) => {
+            tables.count_service(service, ServiceCount::NoEndpoint);
+            answer(packet, parsed, &scratch.own.key, DropReason::NoEndpoint)
+        }
+        Some(DropReason::NoLocalEndpoint) => {
+            tables.count_service(service, ServiceCount::NoEndpoint);
+            Verdict::Drop(DropReason::NoLocalEndpoint)
+        }
+        Some(reason) => {
+            tables.count_service(service, ServiceCount::Dropped);
+            Verdict::Drop(reason)
+        }
+    }
+}
+
+/// Finds the packet's flow and brings it up to date. False when there is none, or it is over,
+/// or has lost its backend: then it is forgotten, and a new one is opened.
+#[inline(always)]
+fn known<T: Tables>(parsed: &Parsed, tables: &T, scratch: &mut Scratch, from: Origin) -> bool {
+    let Scratch { own, pair, frontend, .. } = scratch;
+    let Some(place) = flows::find(tables, &own.key, &mut own.flow) else { return false };
+    if own.flow.flags.has(FlowFlags::REPLY) {
+        return false;
+    }
+    let proto = own.key.proto;
+    let renewable = proto == Proto::UDP || parsed.tcp.opens();
+    if renewable {
+        let moved = orphaned(tables, proto, frontend, &own.flow, place, from);
+        if moved || flows::over(tables, proto, &own.flow, place, pair) {
+            flows::forget(tables, &own.key, place, &own.flow, &mut pair.key);
+            if moved {
+                note(tables, Reason::Moved);
+            }
+            return false;
+        }
+    }
+    flows::seen(tables, &own.key, parsed, place, &mut own.flow, pair);
+    true
+}
+
+/// Whether a flow has lost its backend while the Service still has others: a UDP flow (S60),
+/// or a TCP one that is only being opened. Open TCP flows stay: their backend drains (S65).
+#[inline(always)]
+fn orphaned<T: Tables>(
+    tables: &T,
+    proto: Proto,
+    frontend: &Frontend,
+    flow: &Flow,
+    place: Place,
+    from: Origin,
+) -> bool {
+    if (proto != Proto::UDP && place == Place::Confirmed) || table_for(frontend, from).count == 0 {
+        return false;
+    }
+    match tables.backend(flow.backend) {
+        Some(backend) => {
+            backend.service != flow.service
+                || backend.addr != flow.destination
+                || backend.port != flow.destination_port
+                || !backend.flags.has(BackendFlags::SERVING)
+        }
+        None => true,
+    }
+}
+
+/// The same where a packet is either finished or left alone: known flows with a source of
+/// ours whose neighbour is known too.
+#[inline(always)]
+pub(super) fn early<P: Packet, T: Tables, N: Network>(
+    packet: &mut P,
+    parsed: &Parsed,
+    tables: &T,
+    network: &N,
+    scratch: &mut Scratch,
+) -> Option<Verdict> {
+    let Scratch { own, pair, frontend, .. } = scratch;
+    let proto = own.key.proto;
+    if parsed.tcp.opens()
+        || !tables.flow(Place::Confirmed, &own.key, &mut own.flow)
+        || own.flow.flags.has(FlowFlags::REPLY)
+        || !own.flow.flags.has(FlowFlags::SNAT)
+        || orphaned(tables, proto, frontend, &own.flow, Place::Confirmed, Origin::Outside)
+        || flows::over(tables, proto, &own.flow, Place::Confirmed, pair)
+    {
+        return None;
+    }
+    finish(packet, parsed, tables, network, scratch, PassReason::Forward)
+}
+
+/// Translates and sends a packet of the confirmed flow in hand, if its neighbour is known;
+/// else leaves it untouched.
+#[inline(always)]
+pub(super) fn finish<P: Packet, T: Tables, N: Network>(
+    packet: &mut P,
+    parsed: &Parsed,
+    tables: &T,
+    network: &N,
+    scratch: &mut Scratch,
+    reason: PassReason,
+) -> Option<Verdict> {
+    let Scratch { own, pair, new, .. } = scratch;
+    if parsed.ttl <= 1 {
+        return None;
+    }
+    new.set_translated(&own.flow, own.key.proto);
+    let route = network.route(&new.source, &new.destination, new.proto).ok()?;
+    flows::seen(tables, &own.key, parsed, Place::Confirmed, &mut own.flow, pair);
+    Some(match rewrite(packet, parsed, Rewrite { from: &own.key, to: new, hop: true }) {
+        Some(()) => Verdict::Redirect(reason, route),
+        None => Verdict::Drop(DropReason::RewriteFailed),
+    })
+}
+
+/// Rewrites the packet of the flow in hand and sends it on: through the stack, or past it for
+/// flows that carry a source of ours, which the stack would take for forged.
+#[inline(always)]
+pub(super) fn deliver<P: Packet, N: Network>(
+    packet: &mut P,
+    parsed: &Parsed,
+    network: &N,
+    scratch: &mut Scratch,
+    reason: PassReason,
+) -> Verdict {
+    let Scratch { own, new, .. } = scratch;
+    new.set_translated(&own.flow, own.key.proto);
+    if !own.flow.flags.has(FlowFlags::SNAT) {
+        return onward(packet, parsed, &own.key, new, reason);
+    }
+    if parsed.ttl <= 1 {
+        return Verdict::Drop(DropReason::TtlExceeded);
+    }
+    // The way is asked for before anything is written: a packet with a source of ours could
+    // not be given back to the stack.
+    let route = match network.route(&new.source, &new.destination, new.proto) {
+        Ok(route) => route,
+        Err(NoRoute::Unreachable) => return Verdict::Drop(DropReason::NoRoute),
+        Err(NoRoute::TooBig) => return Verdict::Drop(DropReason::FragmentationNeeded),
+    };
+    match rewrite(packet, parsed, Rewrite { from: &own.key, to: new, hop: true }) {
+        Some(()) => Verdict::Redirect(reason, route),
+        None => Verdict::Drop(DropReason::RewriteFailed),
+    }
+}
+
+/// Rewrites a packet that goes on through the stack.
+#[inline(always)]
+pub(super) fn onward<P: Packet>(
+    packet: &mut P,
+    parsed: &Parsed,
+    from: &FlowKey,
+    to: &FlowKey,
+    reason: PassReason,
+) -> Verdict {
+    match rewrite(packet, parsed, Rewrite { from, to, hop: false }) {
+        Some(()) => Verdict::Pass(reason),
+        None => Verdict::Drop(DropReason::RewriteFailed),
+    }
+}
+
+/// Chooses a backend for a new flow and remembers both directions. `None` when that is done.
+#[inline(always)]
+fn open<T: Tables, N: Network>(
+    parsed: &Parsed,
+    tables: &T,
+    network: &N,
+    scratch: &mut Scratch,
+    from: Origin,
+) -> Option<DropReason> {
+    let Scratch { own, pair, rival, rival_pair, frontend, .. } = scratch;
+    if table_for(frontend, from).count == 0 {
+        let drops = match from {
+            Origin::Inside => FrontendFlags::INSIDE_DROPS,
+            Origin::Outside => FrontendFlags::OUTSIDE_DROPS,
+        };
+        return Some(if frontend.flags.has(drops) {
+            DropReason::NoLocalEndpoint
+        } else {
+            DropReason::NoEndpoint
+        });
+    }
+    let settings = tables.settings();
+    let hash = flow_hash(&own.key, settings.hash_seed);
+    let Some(Choice { id, backend }) = select(tables, frontend, from, &own.key.source, hash, true) else {
+        return Some(DropReason::StaleTable);
+    };
+    let local = backend.flags.has(BackendFlags::LOCAL);
+    let hairpin = backend.addr == own.key.source;
+    let snat = hairpin || (from == Origin::Outside && !local);
+    let mut flags = FlowFlags::default();
+    if snat {
+        flags = flags.with(FlowFlags::SNAT);
+    }
+    if from == Origin::Inside {
+        flags = flags.with(FlowFlags::INSIDE);
+    }
+    if local {
+        flags = flags.with(FlowFlags::LOCAL);
+    }
+    own.flow.source = own.key.source;
+    own.flow.source_port = own.key.source_port;
+    own.flow.destination = backend.addr;
+    own.flow.destination_port = backend.port;
+    own.flow.service = frontend.service;
+    own.flow.backend = id;
+    own.flow.seen = ticks(tables);
+    own.flow.expected_ack = 0;
+    own.flow.flags = flags.with(FlowFlags::SEEN);
+    own.flow.pad = 0;
+    if snat {
+        if let Some(reason) = masquerade(tables, network, own) {
+            return Some(reason);
+        }
+    }
+    pair.key.set_pair(&own.flow, own.key.proto);
+    pair.flow = own.flow;
+    pair.flow.source = own.key.destination;
+    pair.flow.source_port = own.key.destination_port;
+    pair.flow.destination = own.key.source;
+    pair.flow.destination_port = own.key.source_port;
+    pair.flow.flags = flags.with(FlowFlags::REPLY);
+    // The client's own port serves, unless the source address is shared or another flow has it.
+    let mut owned = !snat && claim(tables, pair, rival, rival_pair);
+    if !owned {
+        let [low, high] = settings.snat;
+        let total = low.len() + high.len();
+        let mut tries = 0;
+        while tries < PORT_TRIES && !owned {
+            pair.key.destination_port = nth_port(low, high, total, tables.random());
+            owned = claim(tables, pair, rival, rival_pair);
+            if owned && network.socket_owns(&pair.key) {
+                tables.delete_flow(Place::Transient, &pair.key);
+                owned = false;
+            }
+            tries += 1;
+        }
+        own.flow.source_port = pair.key.destination_port;
+    }
+    if !owned {
+        return Some(DropReason::SnatExhausted);
+    }
+    if !tables.put_flow(Place::Transient, &own.key, &own.flow, false) {
+        tables.delete_flow(Place::Transient, &pair.key);
+        return Some(DropReason::ConntrackFull);
+    }
+    let _ = parsed;
+    None
+}
+
+/// Gives a flow the address of the device that it leaves by as its source.
+#[inline(always)]
+fn masquerade<T: Tables, N: Network>(tables: &T, network: &N, own: &mut Entry) -> Option<DropReason> {
+    let route = match network.route(&own.key.source, &own.flow.destination, own.key.proto) {
+        Ok(route) => route,
+        Err(NoRoute::Unreachable) => return Some(DropReason::NoRoute),
+        Err(NoRoute::TooBig) => return Some(DropReason::FragmentationNeeded),
+    };
+    own.flow.source = source_for(tables, route.ifindex, own.flow.destination.is_v4());
+    if own.flow.source.is_unspecified() { Some(DropReason::NoRoute) } else { None }
+}
+
+#[inline(always)]
+fn source_for<T: Tables>(tables: &T, ifindex: u32, v4: bool) -> Addr {
+    if let Some(device) = tables.device(ifindex) {
+        let addr = if v4 { device.v4 } else { device.v6 };
+        if !addr.is_unspecified() {
+            return addr;
+        }
+    }
+    let node = tables.node();
+    if v4 { node.v4 } else { node.v6 }
+}
+
+/// Takes a reply tuple for a new flow, if no living flow has it.
+#[inline(always)]
+fn claim<T: Tables>(tables: &T, pair: &Entry, rival: &mut Entry, rival_pair: &mut Entry) -> bool {
+    if tables.flow(Place::Confirmed, &pair.key, &mut rival.flow) {
+        return false;
+    }
+    if !tables.flow(Place::Transient, &pair.key, &mut rival.flow) {
+        return tables.put_flow(Place::Transient, &pair.key, &pair.flow, true);
+    }
+    // Our own flow's former entry (the same client and frontend), or one that is over.
+    let own = rival.flow.destination == pair.flow.destination
+        && rival.flow.destination_port == pair.flow.destination_port
+        && rival.flow.source == pair.flow.source
+        && rival.flow.source_port == pair.flow.source_port;
+    if !own {
+        if !flows::replaceable(tables, pair.key.proto, &rival.flow, rival_pair) {
+            return false;
+        }
+        tables.delete_flow(Place::Transient, &rival_pair.key);
+        note(tables, Reason::PortTakenOver);
+    }
+    tables.put_flow(Place::Transient, &pair.key, &pair.flow, false)
+}
+
+/// The port that a random number stands for in the ranges taken together.
+#[inline(always)]
+fn nth_port(low: PortRange, high: PortRange, total: u32, random: u32) -> Be16 {
+    let n = ((u64::from(random) * u64::from(total)) >> 32) as u32;
+    let port = if n < low.len() { u32::from(low.first) + n } else { u32::from(high.first) + (n - low.len()) };
+    Be16::new(port as u16)
+}

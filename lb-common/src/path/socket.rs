@@ -1,0 +1,185 @@
+//! Translation at the socket, once per connection: connect(), sendmsg() and the two calls
+//! that tell a program whom it talks to.
+//!
+//! A program on this node that connects to a frontend is connected straight to a backend;
+//! no packet needs to be touched. Only this node's own addresses are node ports here:
+//! another node decides about its own (S21).
+
+use super::{Origin, ServiceCount, Tables, lookup_frontend, select::select};
+use crate::abi::{
+    Addr, AffinityKey, BackendFlags, BackendId, Be16, DropReason, Frontend, FrontendFlags, PassReason, Peer,
+    Proto, SocketKey, SocketPeer,
+};
+
+use bytemuck::Zeroable;
+
+/// Memory that belongs to sockets.
+pub trait Sockets {
+    /// Cookie of the socket in hand.
+    fn cookie(&self) -> u64;
+    /// Cookie of its network namespace.
+    fn netns(&self) -> u64;
+    /// Both names of the connected socket's peer.
+    fn peer(&self) -> Option<Peer>;
+    fn put_peer(&self, peer: &Peer);
+    /// An unconnected socket's other name for an address.
+    fn datagram(&self, key: &SocketKey) -> Option<SocketPeer>;
+    fn put_datagram(&self, key: &SocketKey, value: &SocketPeer) -> bool;
+}
+
+/// An address and port.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Remote {
+    pub addr: Addr,
+    pub port: Be16,
+}
+
+/// What becomes of a call.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Call {
+    /// As the program asked.
+    Untouched,
+    /// To (or from) this address instead.
+    Translated(Remote),
+    /// Fails with ECONNREFUSED.
+    Refused,
+}
+
+/// connect() of a TCP or UDP socket.
+#[inline(always)]
+pub fn connect<T: Tables, S: Sockets>(tables: &T, sockets: &S, to: Remote, proto: Proto) -> Call {
+    let frontend = match lookup(tables, to, proto) {
+        Some(frontend) => frontend,
+        None => return Call::Untouched,
+    };
+    match choose(tables, sockets, &frontend, &to) {
+        Ok((id, backend)) => {
+            sockets.put_peer(&Peer {
+                frontend: to.addr,
+                backend: backend.addr,
+                frontend_port: to.port,
+                backend_port: backend.port,
+                backend_id: id,
+            });
+            Call::Translated(backend)
+        }
+        Err(call) => call,
+    }
+}
+
+/// sendmsg() of an unconnected UDP socket: datagrams to one frontend stay on one backend as
+/// long as it serves (S60, S61).
+#[inline(always)]
+pub fn sendmsg<T: Tables, S: Sockets>(tables: &T, sockets: &S, to: Remote) -> Call {
+    let frontend = match lookup(tables, to, Proto::UDP) {
+        Some(frontend) => frontend,
+        None => return Call::Untouched,
+    };
+    let cookie = sockets.cookie();
+    let mut key = SocketKey { cookie, addr: to.addr, port: to.port, proto: Proto::UDP, reverse: 0, pad: 0 };
+    if let Some(known) = sockets.datagram(&key) {
+        let serves = tables.backend(known.backend).is_some_and(|backend| {
+            backend.service == frontend.service
+                && backend.addr == known.addr
+                && backend.port == known.port
+                && backend.flags.has(BackendFlags::SERVING)
+        });
+        if serves || frontend.inside.count == 0 {
+            return Call::Translated(Remote { addr: known.addr, port: known.port });
+        }
+    }
+    let (id, backend) = match choose(tables, sockets, &frontend, &to) {
+        Ok(chosen) => chosen,
+        Err(call) => return call,
+    };
+    sockets.put_datagram(&key, &SocketPeer { addr: backend.addr, backend: id, port: backend.port, pad: 0 });
+    key.addr = backend.addr;
+    key.port = backend.port;
+    key.reverse = 1;
+    sockets.put_datagram(&key, &SocketPeer { addr: to.addr, backend: id, port: to.port, pad: 0 });
+    Call::Translated(backend)
+}
+
+/// The source of a received datagram, as the program should see it (S50).
+#[inline(always)]
+pub fn recvmsg<S: Sockets>(sockets: &S, from: Remote) -> Call {
+    if let Some(remote) = peer_name(sockets, &from) {
+        return Call::Translated(remote);
+    }
+    let key = SocketKey {
+        cookie: sockets.cookie(),
+        addr: from.addr,
+        port: from.port,
+        proto: Proto::UDP,
+        reverse: 1,
+        pad: 0,
+    };
+    match sockets.datagram(&key) {
+        Some(peer) => Call::Translated(Remote { addr: peer.addr, port: peer.port }),
+        None => Call::Untouched,
+    }
+}
+
+/// The peer's name, as the program should see it.
+#[inline(always)]
+pub fn getpeername<S: Sockets>(sockets: &S, peer: Remote) -> Call {
+    match peer_name(sockets, &peer) {
+        Some(remote) => Call::Translated(remote),
+        None => Call::Untouched,
+    }
+}
+
+#[inline(always)]
+fn peer_name<S: Sockets>(sockets: &S, actual: &Remote) -> Option<Remote> {
+    let peer = sockets.peer()?;
+    // A datagram socket may have been connected elsewhere since.
+    if peer.backend != actual.addr || peer.backend_port != actual.port {
+        return None;
+    }
+    Some(Remote { addr: peer.frontend, port: peer.frontend_port })
+}
+
+#[inline(always)]
+fn lookup<T: Tables>(tables: &T, to: Remote, proto: Proto) -> Option<Frontend> {
+    let mut frontend = Frontend::zeroed();
+    let found = lookup_frontend(tables, &to.addr, to.port, proto, &mut frontend);
+    if !found || frontend.flags.has(FrontendFlags::RETIRED) { None } else { Some(frontend) }
+}
+
+#[inline(always)]
+fn choose<T: Tables, S: Sockets>(
+    tables: &T,
+    sockets: &S,
+    frontend: &Frontend,
+    to: &Remote,
+) -> Result<(BackendId, Remote), Call> {
+    if frontend.inside.count == 0 {
+        tables.count_service(frontend.service, ServiceCount::NoEndpoint);
+        if frontend.flags.has(FrontendFlags::INSIDE_DROPS) {
+            // No errno means "no answer": the packets go out untranslated and are dropped.
+            tables.count(DropReason::NoLocalEndpoint.slot());
+            return Err(Call::Untouched);
+        }
+        tables.count(DropReason::NoEndpoint.slot());
+        return Err(Call::Refused);
+    }
+    let netns = sockets.netns();
+    let client = if netns == tables.settings().host_netns_cookie {
+        let node = tables.node();
+        if to.addr.is_v4() { node.v4 } else { node.v6 }
+    } else {
+        AffinityKey::netns(netns)
+    };
+    match select(tables, frontend, Origin::Inside, &client, tables.random(), false) {
+        Some(choice) => {
+            tables.count(PassReason::Socket.slot());
+            tables.count_service(frontend.service, ServiceCount::SocketFlow);
+            Ok((choice.id, Remote { addr: choice.backend.addr, port: choice.backend.port }))
+        }
+        None => {
+            tables.count(DropReason::StaleTable.slot());
+            tables.count_service(frontend.service, ServiceCount::Dropped);
+            Err(Call::Refused)
+        }
+    }
+}

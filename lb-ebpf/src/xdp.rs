@@ -1,0 +1,140 @@
+//! Raw frames: XDP.
+
+use crate::skb::{fib, next_hop};
+use aya_ebpf::bindings::{BPF_FIB_LKUP_RET_SUCCESS, xdp_action, xdp_md};
+use aya_ebpf::helpers::generated::bpf_redirect;
+use aya_ebpf::programs::XdpContext;
+use core::cell::Cell;
+use core::hint::black_box;
+use core::mem::size_of;
+use lb_common::abi::{Addr, FlowKey, Proto};
+use lb_common::packet::{Delta, ETHERNET, Packet};
+use lb_common::path::{Network, NoRoute, Route};
+
+/// How far into a frame the path reads: headers only. A bound that the verifier can see.
+const MAX_OFFSET: usize = 1024;
+
+/// A frame in the driver's memory, accessed directly.
+pub(crate) struct XdpFrame {
+    ctx: *mut xdp_md,
+}
+
+impl XdpFrame {
+    #[inline(always)]
+    pub(crate) fn new(ctx: &XdpContext) -> Self {
+        Self { ctx: ctx.ctx }
+    }
+
+    #[inline(always)]
+    fn at<T>(&self, offset: usize) -> Option<*mut T> {
+        if offset > MAX_OFFSET {
+            return None;
+        }
+        // SAFETY: the context outlives the program's run.
+        let (start, end) = unsafe { ((*self.ctx).data as usize, (*self.ctx).data_end as usize) };
+        // Through black_box, or the optimiser drops a check that the verifier wants to see.
+        let address = start + offset;
+        if black_box(address + size_of::<T>()) > end {
+            return None;
+        }
+        if address + size_of::<T>() > end {
+            return None;
+        }
+        Some(address as *mut T)
+    }
+}
+
+impl Packet for XdpFrame {
+    #[inline(always)]
+    fn link_header(&self) -> usize {
+        ETHERNET
+    }
+
+    #[inline(always)]
+    fn len(&self) -> usize {
+        // SAFETY: the context outlives the program's run.
+        unsafe { (*self.ctx).data_end as usize - (*self.ctx).data as usize }
+    }
+
+    #[inline(always)]
+    fn load<T: bytemuck::Pod>(&self, offset: usize) -> Option<T> {
+        // SAFETY: `at` checked the bounds; every bit pattern is a T.
+        self.at::<T>(offset).map(|p| unsafe { p.read_unaligned() })
+    }
+
+    #[inline(always)]
+    fn store<T: bytemuck::Pod>(&mut self, offset: usize, value: &T) -> Option<()> {
+        // SAFETY: `at` checked the bounds; the frame is ours while the program runs.
+        self.at::<T>(offset).map(|p| unsafe { p.write_unaligned(*value) })
+    }
+
+    #[inline(always)]
+    fn correct(&mut self, offset: usize, pseudo: Delta, fields: Delta, udp: bool) -> Option<()> {
+        let check: u16 = self.load(offset)?;
+        if udp && check == 0 {
+            return Some(());
+        }
+        let new = pseudo.and(fields).apply(check);
+        let new = if udp && new == 0 { 0xffff } else { new };
+        self.store(offset, &new)
+    }
+
+    #[inline(always)]
+    fn reshape(&mut self, _len: usize, _offset: usize, _gap: usize) -> Option<()> {
+        // The early path answers nothing: it leaves such packets to tc.
+        None
+    }
+}
+
+/// Routes as seen from the device that the frame came in by. Only one whose neighbour is
+/// known counts; its link-layer addresses are kept for [`XdpNetwork::redirect`].
+pub(crate) struct XdpNetwork {
+    ctx: *mut xdp_md,
+    link: Cell<[u16; 6]>,
+}
+
+impl XdpNetwork {
+    #[inline(always)]
+    pub(crate) fn new(ctx: &XdpContext) -> Self {
+        Self { ctx: ctx.ctx, link: Cell::new([0; 6]) }
+    }
+
+    /// Writes the neighbour's address and sends the frame.
+    #[inline(always)]
+    pub(crate) fn redirect(&self, ctx: &XdpContext, route: &Route) -> u32 {
+        let mut frame = XdpFrame::new(ctx);
+        if frame.store(0, &self.link.get()).is_none() {
+            return xdp_action::XDP_DROP;
+        }
+        // SAFETY: plain integers.
+        unsafe { bpf_redirect(route.ifindex, 0) as u32 }
+    }
+}
+
+impl Network for XdpNetwork {
+    #[inline(always)]
+    fn route(&self, source: &Addr, destination: &Addr, proto: Proto) -> Result<Route, NoRoute> {
+        // SAFETY: the context outlives the program's run.
+        let ifindex = unsafe { (*self.ctx).ingress_ifindex };
+        let (params, code) = fib(self.ctx.cast(), ifindex, source, destination, proto);
+        if code as u32 != BPF_FIB_LKUP_RET_SUCCESS {
+            return Err(NoRoute::Unreachable);
+        }
+        let ([d0, d1, d2, d3, d4, d5], [s0, s1, s2, s3, s4, s5]) = (params.dmac, params.smac);
+        self.link.set([
+            u16::from_ne_bytes([d0, d1]),
+            u16::from_ne_bytes([d2, d3]),
+            u16::from_ne_bytes([d4, d5]),
+            u16::from_ne_bytes([s0, s1]),
+            u16::from_ne_bytes([s2, s3]),
+            u16::from_ne_bytes([s4, s5]),
+        ]);
+        Ok(Route { ifindex: params.ifindex, next_hop: next_hop(&params) })
+    }
+
+    #[inline(always)]
+    fn socket_owns(&self, _tuple: &FlowKey) -> bool {
+        // The early path opens no flow.
+        false
+    }
+}
