@@ -6,7 +6,7 @@
 //! not rebuilt for nothing.
 
 use crate::shell::{find, is_program, line, root, run, say, target};
-use crate::toolchain::{LLVM, TARGET, choose, linker};
+use crate::toolchain::{LLVM, TARGET, Toolchain, choose, linker};
 use anyhow::{Context, Result, bail};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -30,23 +30,11 @@ pub(crate) fn build() -> Result<PathBuf> {
         return Ok(object);
     }
     let toolchain = choose()?;
-    let Some(linker) = linker() else { bail!("bpf-linker is missing: run `cargo xtask setup build`") };
-    let home = target().join("ebpf");
-    fs::create_dir_all(&home)?;
+    let home = home()?;
     // Held until the object is taken out: another checkout may share this folder.
     let lock = fs::File::create(home.join(".weir-lock"))?;
     lock.lock()?;
-
-    let mut cargo = toolchain.source.cargo();
-    cargo.current_dir(root()).args(["build", "--quiet", "--package", "lb-ebpf", "--bin", "lb-ebpf"]);
-    cargo.args(["--profile", "bpf", "--target", TARGET, "--target-dir"]).arg(&home);
-    if toolchain.build_std {
-        cargo.args(["-Z", "build-std=core"]);
-    }
-    // aya-ebpf needs features that are not stable yet; the distribution's compiler is a stable one.
-    cargo.env("RUSTC_BOOTSTRAP", "1");
-    cargo.env("CARGO_ENCODED_RUSTFLAGS", flags().join("\x1f"));
-    cargo.env("CARGO_TARGET_BPFEL_UNKNOWN_NONE_LINKER", &linker);
+    let mut cargo = cargo(&toolchain, "build")?;
     say(format_args!("eBPF programs: {} ({})", line(&cargo), toolchain.source));
     run(&mut cargo)?;
 
@@ -57,6 +45,32 @@ pub(crate) fn build() -> Result<PathBuf> {
     drop(lock);
     say(format_args!("eBPF object: {} ({} KiB)", object.display(), size / 1024));
     Ok(object)
+}
+
+/// Where the programs are compiled.
+fn home() -> Result<PathBuf> {
+    let home = target().join("ebpf");
+    fs::create_dir_all(&home).with_context(|| home.display().to_string())?;
+    Ok(home)
+}
+
+/// A cargo verb over the programs, with the compiler, the flags and the linker that they need.
+///
+/// # Errors
+/// When bpf-linker is missing.
+pub(crate) fn cargo(toolchain: &Toolchain, verb: &str) -> Result<Command> {
+    let Some(linker) = linker() else { bail!("bpf-linker is missing: run `cargo xtask setup build`") };
+    let mut cargo = toolchain.source.cargo();
+    cargo.current_dir(root()).args([verb, "--quiet", "--package", "lb-ebpf", "--bin", "lb-ebpf"]);
+    cargo.args(["--profile", "bpf", "--target", TARGET, "--target-dir"]).arg(home()?);
+    if toolchain.build_std {
+        cargo.args(["-Z", "build-std=core"]);
+    }
+    // aya-ebpf needs features that are not stable yet; the distribution's compiler is a stable one.
+    cargo.env("RUSTC_BOOTSTRAP", "1");
+    cargo.env("CARGO_ENCODED_RUSTFLAGS", flags().join("\x1f"));
+    cargo.env("CARGO_TARGET_BPFEL_UNKNOWN_NONE_LINKER", linker);
+    Ok(cargo)
 }
 
 fn flags() -> [String; 4] {

@@ -42,7 +42,7 @@ enum Verb {
     Run(run::Args),
     /// Runs the tests: all layers, or the named ones.
     Test(test::Args),
-    /// Checks format and clippy.
+    /// Checks format, clippy, who imports whom, file lengths.
     Lint,
     /// Loads each eBPF program and prints how many instructions the verifier looked at.
     Verify,

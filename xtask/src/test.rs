@@ -64,16 +64,30 @@ impl Layer {
         matches!(self, Self::Netns | Self::Api)
     }
 
-    /// What cargo is asked to compile.
-    fn selection(self) -> Vec<&'static str> {
+    /// The integration tests of the layer, by package and name. What is beside the code is
+    /// the unit layer, whole.
+    fn targets(self) -> &'static [(&'static str, &'static str)] {
         match self {
-            Self::Unit => vec!["--workspace", "--exclude", "lb-ebpf", "--lib", "--bins"],
-            Self::Golden | Self::Packet | Self::Netns | Self::Api => {
-                vec!["--package", "tests", "--test", self.name()]
-            }
-            Self::Verify => Vec::new(),
+            Self::Unit | Self::Verify => &[],
+            Self::Golden => &[("tests", "golden")],
+            Self::Packet => &[("tests", "packet")],
+            Self::Netns => &[("lb-userspace", "node"), ("tests", "netns")],
+            Self::Api => &[("tests", "api")],
         }
     }
+
+    /// What cargo is asked to compile, one call each.
+    fn selections(self) -> Vec<Vec<&'static str>> {
+        if self == Self::Unit {
+            return vec![vec!["--workspace", "--exclude", "lb-ebpf", "--lib", "--bins"]];
+        }
+        self.targets().iter().map(|(package, name)| vec!["--package", *package, "--test", *name]).collect()
+    }
+}
+
+/// Tells whether some layer runs this integration test.
+pub(crate) fn is_in_a_layer(package: &str, name: &str) -> bool {
+    ALL.iter().any(|layer| layer.targets().contains(&(package, name)))
 }
 
 /// What a layer's binaries said.
@@ -160,21 +174,40 @@ fn run_layer(
         verify::run()?;
         return Ok(Count { passed: 1, ..Count::default() });
     }
-    let mut compile = cargo();
-    compile.args(["test", "--no-run"]).args(layer.selection()).args(profile);
-    let binaries = compiled(&mut compile)?;
-    if binaries.is_empty() {
-        bail!("cargo made no test binary");
-    }
     let variables: Vec<(&str, &OsStr)> = variables.iter().map(|(n, v)| (*n, v.as_os_str())).collect();
     let more: Vec<&str> = more.iter().map(String::as_str).collect();
     let mut sum = Count::default();
+    for selection in layer.selections() {
+        let counted = run_selection(layer, &selection, profile, &variables, &more).unwrap_or_else(|error| {
+            // A part that cannot run has failed; the others still say what they have to.
+            say(format_args!("{}: {error:#}", layer.name()));
+            Count::FAILED
+        });
+        sum.add(counted);
+    }
+    Ok(sum)
+}
+
+fn run_selection(
+    layer: Layer,
+    selection: &[&str],
+    profile: &[&str],
+    variables: &[(&str, &OsStr)],
+    more: &[&str],
+) -> Result<Count> {
+    let mut compile = cargo();
+    compile.args(["test", "--no-run"]).args(selection).args(profile);
+    let binaries = compiled(&mut compile, true)?;
+    if binaries.is_empty() {
+        bail!("cargo made no test binary");
+    }
+    let mut sum = Count::default();
     for binary in binaries {
         let mut command = if layer.needs_root() {
-            root::raised_with(&variables, &binary.file, &more)?
+            root::raised_with(variables, &binary.file, more)?
         } else {
             let mut command = Command::new(&binary.file);
-            command.args(&more).envs(variables.iter().copied());
+            command.args(more).envs(variables.iter().copied());
             command
         };
         sum.add(counted(command.current_dir(&binary.folder))?);
@@ -222,12 +255,12 @@ fn result_line(line: &str) -> Option<Count> {
 pub(crate) fn program(name: &str, profile: &[&str]) -> Result<PathBuf> {
     let mut build = cargo();
     build.args(["build", "--package", "tests", "--bin", name]).args(profile);
-    let binaries = compiled(&mut build)?;
+    let binaries = compiled(&mut build, false)?;
     binaries.into_iter().next().map(|binary| binary.file).with_context(|| format!("cargo made no {name}"))
 }
 
-/// Runs a cargo build and returns the executables that it names.
-fn compiled(command: &mut Command) -> Result<Vec<Binary>> {
+/// Runs a cargo build and returns the executables that it names: test binaries, or programs.
+fn compiled(command: &mut Command, tests: bool) -> Result<Vec<Binary>> {
     command.args(["--quiet", "--message-format", "json-render-diagnostics"]).stderr(Stdio::inherit());
     let out = command.output().with_context(|| format!("cannot start {}", line(command)))?;
     if !out.status.success() {
@@ -237,6 +270,10 @@ fn compiled(command: &mut Command) -> Result<Vec<Binary>> {
     for line in String::from_utf8_lossy(&out.stdout).lines() {
         let message: serde_json::Value = serde_json::from_str(line)?;
         let Some(file) = message["executable"].as_str() else { continue };
+        // Beside its tests cargo also builds a package's programs, and names them too.
+        if message["profile"]["test"].as_bool() != Some(tests) {
+            continue;
+        }
         let manifest = PathBuf::from(message["manifest_path"].as_str().unwrap_or_default());
         let folder = manifest.parent().map_or_else(checkout, PathBuf::from);
         binaries.push(Binary { file: file.into(), folder });
