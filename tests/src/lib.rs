@@ -11,6 +11,7 @@ pub mod agent;
 pub mod apiserver;
 pub mod cases;
 pub mod clients;
+pub mod flood;
 pub mod flows;
 pub mod helper;
 pub mod manifests;

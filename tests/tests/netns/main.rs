@@ -3,12 +3,13 @@
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+mod cleanup;
+mod explain;
+mod flood;
+mod malformed;
 mod plain;
-
-use lab::manifests::{self, demo_dir, read_dir};
-use lab::topology::Topology;
-
-/// The demo's network, without an agent.
-fn demo_lab() -> Topology {
-    Topology::new(&manifests::pods(&read_dir(&demo_dir()).unwrap()).unwrap()).unwrap()
-}
+mod removal;
+mod restart;
+mod rig;
+mod standby;
+mod table;

@@ -1,7 +1,7 @@
 //! The lab itself, without an agent: if plain routing did not work here, no other test of
 //! the packet path would mean anything.
 
-use crate::demo_lab;
+use crate::rig::demo_lab;
 use lab::netns::Netns;
 use lab::topology::{CLIENT, NODE1, Place};
 use lab::wire::{Ask, Flows, Load, Proto};

@@ -1,0 +1,63 @@
+//! What the tests share: the demo's network, an agent in it, and its own copy of the
+//! manifests.
+
+use lab::agent::{Agent, Setup};
+use lab::cases::{self, Assigned};
+use lab::manifests::{self, demo_dir, read_dir};
+use lab::topology::Topology;
+use lab::wait;
+use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// The demo's network, without an agent.
+pub(crate) fn demo_lab() -> Topology {
+    Topology::new(&manifests::pods(&read_dir(&demo_dir()).unwrap()).unwrap()).unwrap()
+}
+
+/// The demo's network and a copy of its manifests that a test may rewrite. Labs with an
+/// agent run one at a time: their tests measure time, and one of them floods.
+pub(crate) struct Rig {
+    pub(crate) lab: Topology,
+    pub(crate) manifests: PathBuf,
+    _alone: MutexGuard<'static, ()>,
+}
+
+impl Rig {
+    pub(crate) fn new() -> Self {
+        static ALONE: Mutex<()> = Mutex::new(());
+        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+        let lab = demo_lab();
+        let manifests = lab.scratch().dir().join("manifests");
+        manifests::copy(&demo_dir(), &manifests).unwrap();
+        Self { lab, manifests, _alone: alone }
+    }
+
+    pub(crate) fn setup(&self) -> Setup {
+        Setup::manifests(&self.manifests)
+    }
+
+    /// An agent that is ready.
+    pub(crate) fn agent(&self) -> Agent<'_> {
+        Agent::ready(&self.lab, self.setup()).unwrap()
+    }
+}
+
+/// Runs the whole table and fails with every case that does not hold.
+pub(crate) fn assert_cases(lab: &Topology, agent: &Agent<'_>) {
+    let assigned = Assigned { my_service: agent.cluster_ip("default/my-service").unwrap() };
+    let outcomes = cases::run(lab, &assigned, |_| {});
+    let failed: Vec<String> =
+        outcomes.iter().filter(|outcome| outcome.said.is_err()).map(ToString::to_string).collect();
+    assert!(failed.is_empty(), "{} of {} cases:\n{}", failed.len(), outcomes.len(), failed.join("\n"));
+}
+
+/// Lets time pass while something is observed: the duration is what is tested.
+pub(crate) fn observe(for_so_long: Duration) {
+    let end = Instant::now() + for_so_long;
+    wait::until("the time is over", for_so_long + Duration::from_secs(5), || {
+        anyhow::ensure!(Instant::now() >= end, "not yet");
+        Ok(())
+    })
+    .unwrap();
+}
