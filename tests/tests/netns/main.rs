@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+mod api;
 mod cleanup;
 mod explain;
 mod flood;

@@ -2,7 +2,7 @@
 //! manifests.
 
 use lab::agent::{Agent, Setup};
-use lab::cases::{self, Assigned};
+use lab::cases::{self, Assigned, Outcome};
 use lab::manifests::{self, demo_dir, read_dir};
 use lab::topology::Topology;
 use lab::wait;
@@ -46,7 +46,11 @@ impl Rig {
 /// Runs the whole table and fails with every case that does not hold.
 pub(crate) fn assert_cases(lab: &Topology, agent: &Agent<'_>) {
     let assigned = Assigned { my_service: agent.cluster_ip("default/my-service").unwrap() };
-    let outcomes = cases::run(lab, &assigned, |_| {});
+    assert_outcomes(&cases::run(lab, &assigned, |_| {}));
+}
+
+/// Fails with every case that did not hold.
+pub(crate) fn assert_outcomes(outcomes: &[Outcome]) {
     let failed: Vec<String> =
         outcomes.iter().filter(|outcome| outcome.said.is_err()).map(ToString::to_string).collect();
     assert!(failed.is_empty(), "{} of {} cases:\n{}", failed.len(), outcomes.len(), failed.join("\n"));
