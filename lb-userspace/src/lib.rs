@@ -8,7 +8,13 @@
 //! ```
 
 pub mod args;
+pub mod board;
 pub mod datapath;
+pub mod health;
+mod http;
+pub mod lock;
+pub mod logs;
+pub mod metrics;
 pub mod model;
 pub mod node;
 pub mod plan;

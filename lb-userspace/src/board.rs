@@ -1,0 +1,145 @@
+//! What the parts of a running agent tell each other about themselves: small, always at
+//! hand, never waited for. The reconciler writes, health, metrics and admin read.
+
+use crate::datapath::{Hook, LinkPlan, MapFill};
+use crate::problem::{Kind, ObjectKey, ObjectRef, Problem};
+use arc_swap::ArcSwap;
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// How far the agent has come.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// Another agent holds the node's lock.
+    #[default]
+    Standby,
+    /// Waiting for the first complete lists (S8).
+    Listing,
+    /// Everything known has been programmed at least once.
+    Synced,
+}
+
+/// The state after a round.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Snapshot {
+    pub phase: Phase,
+    /// Our Node is known, and neither deleted nor about to be (S55).
+    pub node_eligible: bool,
+    pub node_addresses: Vec<String>,
+    pub links: Arc<Vec<LinkPlan>>,
+    pub hooks: Arc<Vec<Hook>>,
+    pub fill: Vec<MapFill>,
+    pub services: usize,
+    pub frontends: usize,
+    pub backends: usize,
+    pub rounds: u64,
+    pub last_round_micros: u64,
+    /// Operations that failed and will be tried again.
+    pub pending_ops: usize,
+    pub problems: Arc<Vec<Problem>>,
+}
+
+impl Snapshot {
+    /// The first sync is applied and every hook is attached.
+    pub fn ready(&self) -> bool {
+        self.phase == Phase::Synced && self.hooks.iter().all(|hook| hook.error.is_none())
+    }
+}
+
+/// The board itself.
+#[derive(Debug, Default)]
+pub struct Board {
+    snapshot: ArcSwap<Snapshot>,
+    /// Milliseconds since the epoch of the oldest change not yet applied; 0: none (S56).
+    pending_since: AtomicU64,
+    /// The same of the last complete round.
+    applied_at: AtomicU64,
+    /// Problems of listeners, by their name.
+    listeners: Mutex<BTreeMap<String, Listener>>,
+}
+
+/// A listening socket of the agent.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct Listener {
+    pub name: String,
+    pub address: String,
+    /// Why it does not listen, if so; tried again.
+    pub error: Option<String>,
+}
+
+impl Board {
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        self.snapshot.load_full()
+    }
+
+    pub fn publish(&self, snapshot: Snapshot) {
+        self.snapshot.store(Arc::new(snapshot));
+    }
+
+    /// A change was heard of.
+    pub fn heard(&self) {
+        let _earlier = self.pending_since.compare_exchange(0, now_ms(), Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    /// Everything heard of so far is applied, or not (`complete`).
+    pub fn applied(&self, complete: bool) {
+        if complete {
+            self.pending_since.store(0, Ordering::Relaxed);
+            self.applied_at.store(now_ms(), Ordering::Relaxed);
+        } else {
+            self.heard();
+        }
+    }
+
+    /// For how long a change has been waiting.
+    pub fn pending_for(&self) -> Duration {
+        match self.pending_since.load(Ordering::Relaxed) {
+            0 => Duration::ZERO,
+            since => Duration::from_millis(now_ms().saturating_sub(since)),
+        }
+    }
+
+    /// Milliseconds since the epoch of the last complete round; 0: none yet.
+    pub fn applied_at(&self) -> u64 {
+        self.applied_at.load(Ordering::Relaxed)
+    }
+
+    pub fn set_listener(&self, listener: Listener) {
+        self.listeners.lock().unwrap_or_else(PoisonError::into_inner).insert(listener.name.clone(), listener);
+    }
+
+    pub fn listeners(&self) -> Vec<Listener> {
+        self.listeners.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    /// All problems: those of the last round, and the listeners'.
+    pub fn problems(&self) -> Vec<Problem> {
+        let mut problems = self.snapshot().problems.to_vec();
+        problems.extend(self.listeners().into_iter().filter_map(|listener| {
+            Some(agent_problem(
+                &listener.name,
+                format!("{}: {}; tried again", listener.address, listener.error?),
+            ))
+        }));
+        problems
+    }
+}
+
+/// A problem of the agent itself, told under the flag's name.
+pub fn agent_problem(field: &str, reason: String) -> Problem {
+    Problem {
+        object: ObjectRef { kind: Kind::Agent, key: ObjectKey::new("", "weir") },
+        field: field.to_string(),
+        reason,
+    }
+}
+
+/// Milliseconds since the epoch.
+pub fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,152 @@
+//! `/healthz`, `/livez` and `/readyz`, as cloud load balancers and the kubelet ask them.
+//!
+//! Healthy means that no change has waited too long to be applied (S56); eligible means
+//! that this node wants traffic at all (S55). Without a pending change an agent is healthy
+//! for ever, whatever the API server does.
+
+use crate::board::{Board, Phase, now_ms};
+use crate::http::{self, Answer};
+use crate::metrics::Metrics;
+use hyper::{Method, StatusCode};
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Twice kube-proxy's sync period.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Health {
+    last_updated: String,
+    current_time: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    node_eligible: Option<bool>,
+    healthy: bool,
+    status: BTreeMap<&'static str, FamilyHealth>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct FamilyHealth {
+    last_updated: String,
+    healthy: bool,
+}
+
+/// Answers one path.
+pub(crate) fn answer(method: &Method, path: &str, board: &Arc<Board>, metrics: &Metrics) -> Answer {
+    if !matches!(*method, Method::GET | Method::HEAD) {
+        return http::answer(StatusCode::METHOD_NOT_ALLOWED, "text/plain", "GET only\n");
+    }
+    let snapshot = board.snapshot();
+    match path {
+        "/healthz" => {
+            let answer = health(board, Some(snapshot.node_eligible));
+            metrics.healthz(answer.status().as_u16());
+            answer
+        }
+        "/livez" => {
+            let answer = health(board, None);
+            metrics.livez(answer.status().as_u16());
+            answer
+        }
+        "/readyz" if snapshot.ready() => http::answer(StatusCode::OK, "text/plain", "ok\n"),
+        "/readyz" => {
+            let detached = snapshot.hooks.iter().filter(|hook| hook.error.is_some());
+            let mut reason = match snapshot.phase {
+                Phase::Standby => "standing by: another agent holds this node\n".to_string(),
+                Phase::Listing => "waiting for the first complete lists\n".to_string(),
+                Phase::Synced => String::new(),
+            };
+            for hook in detached {
+                reason.push_str(&format!(
+                    "{} {}: {}\n",
+                    hook.place,
+                    hook.hook,
+                    hook.error.as_deref().unwrap_or("")
+                ));
+            }
+            http::answer(StatusCode::SERVICE_UNAVAILABLE, "text/plain", reason)
+        }
+        _ => http::answer(StatusCode::NOT_FOUND, "text/plain", "try /healthz, /livez or /readyz\n"),
+    }
+}
+
+fn health(board: &Board, eligible: Option<bool>) -> Answer {
+    let healthy = board.snapshot().phase == Phase::Synced && board.pending_for() < PATIENCE;
+    let now = rfc3339(now_ms());
+    // While nothing waits, the state is as good as new (S56).
+    let updated =
+        if healthy && board.pending_for().is_zero() { now.clone() } else { rfc3339(board.applied_at()) };
+    let family = || FamilyHealth { last_updated: updated.clone(), healthy };
+    let body = Health {
+        last_updated: updated.clone(),
+        current_time: now,
+        node_eligible: eligible,
+        healthy,
+        status: BTreeMap::from([("IPv4", family()), ("IPv6", family())]),
+    };
+    let good = healthy && eligible != Some(false);
+    http::json(if good { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, &body)
+}
+
+/// Milliseconds since the epoch as RFC 3339 in UTC (days to date after H. Hinnant).
+fn rfc3339(ms: u64) -> String {
+    let (days, seconds) = (ms / 86_400_000, ms / 1000 % 86_400);
+    let shifted = days + 719_468;
+    let era = shifted / 146_097;
+    let of_era = shifted % 146_097;
+    let year_of_era = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
+    let day_of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month_index = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month_index + 2) / 5 + 1;
+    let month = if month_index < 10 { month_index + 3 } else { month_index - 9 };
+    let year = year_of_era + era * 400 + u64::from(month <= 2);
+    let (hour, minute, second, milli) = (seconds / 3600, seconds / 60 % 60, seconds % 60, ms % 1000);
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{milli:03}Z")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::board::Snapshot;
+    use crate::datapath::Hook;
+
+    fn ask(board: &Arc<Board>, path: &str) -> u16 {
+        answer(&Method::GET, path, board, &Metrics::default()).status().as_u16()
+    }
+
+    #[test]
+    fn times_are_spelled_as_the_api_does() {
+        assert_eq!(rfc3339(0), "1970-01-01T00:00:00.000Z");
+        assert_eq!(rfc3339(951_827_696_789), "2000-02-29T12:34:56.789Z");
+        assert_eq!(rfc3339(1_767_225_599_000), "2025-12-31T23:59:59.000Z");
+    }
+
+    #[test]
+    fn a_standby_is_neither_healthy_nor_ready() {
+        let board = Arc::<Board>::default();
+        assert_eq!([ask(&board, "/healthz"), ask(&board, "/livez"), ask(&board, "/readyz")], [503, 503, 503]);
+    }
+
+    #[test]
+    fn an_idle_agent_stays_healthy_and_a_leaving_node_is_only_alive() {
+        let board = Arc::<Board>::default();
+        board.publish(Snapshot { phase: Phase::Synced, node_eligible: true, ..Snapshot::default() });
+        board.applied(true);
+        assert_eq!([ask(&board, "/healthz"), ask(&board, "/livez"), ask(&board, "/readyz")], [200, 200, 200]);
+        board.publish(Snapshot { phase: Phase::Synced, node_eligible: false, ..Snapshot::default() });
+        assert_eq!([ask(&board, "/healthz"), ask(&board, "/livez")], [503, 200]);
+    }
+
+    #[test]
+    fn a_hook_that_is_missing_is_not_ready_but_healthy() {
+        let board = Arc::<Board>::default();
+        let hook =
+            Hook { place: "eth0".into(), hook: "tcx ingress".into(), error: Some("no such device".into()) };
+        let hooks = Arc::new(vec![hook]);
+        board.publish(Snapshot { phase: Phase::Synced, node_eligible: true, hooks, ..Snapshot::default() });
+        assert_eq!([ask(&board, "/healthz"), ask(&board, "/readyz")], [200, 503]);
+    }
+}

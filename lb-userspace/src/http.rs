@@ -1,0 +1,148 @@
+//! Serving small HTTP answers: health and metrics over TCP, admin over a unix socket.
+//!
+//! A port that is taken is a problem that is told and tried again, never an exit.
+
+use crate::board::{Board, Listener};
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper::{Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use std::convert::Infallible;
+use std::future::Future;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, UnixListener};
+
+pub(crate) type Answer = Response<Full<Bytes>>;
+
+/// How often a taken port is tried again.
+const RETRY: Duration = Duration::from_secs(2);
+/// Longest wait for a request's headers.
+const HEADERS: Duration = Duration::from_secs(10);
+
+/// An answer of that status, type and body.
+pub(crate) fn answer(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Answer {
+    let mut response = Response::new(Full::new(body.into()));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert("content-type", hyper::header::HeaderValue::from_static(content_type));
+    headers.insert("x-content-type-options", hyper::header::HeaderValue::from_static("nosniff"));
+    response
+}
+
+/// JSON of `value`.
+pub(crate) fn json(status: StatusCode, value: &impl serde::Serialize) -> Answer {
+    match serde_json::to_vec(value) {
+        Ok(body) => answer(status, "application/json", body),
+        Err(error) => answer(StatusCode::INTERNAL_SERVER_ERROR, "text/plain", error.to_string()),
+    }
+}
+
+/// Serves `address` for ever; `name` is the flag that set it.
+pub(crate) async fn serve_tcp<H, F>(name: &'static str, address: SocketAddr, board: Arc<Board>, handler: H)
+where
+    H: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
+    F: Future<Output = Answer> + Send + 'static,
+{
+    loop {
+        let (told, error) = match bind(address).await {
+            Ok(listener) => {
+                let told = listener.local_addr().unwrap_or(address).to_string();
+                board.set_listener(Listener { name: name.into(), address: told.clone(), error: None });
+                let error = loop {
+                    match listener.accept().await {
+                        Ok((stream, _)) => spawn(stream, handler.clone()),
+                        // Out of files, most likely: others will be closed.
+                        Err(error) if error.raw_os_error() == Some(libc::EMFILE) => {
+                            tokio::time::sleep(Duration::from_millis(100)).await;
+                        }
+                        Err(error) if error.kind() == std::io::ErrorKind::ConnectionAborted => {}
+                        Err(error) => break error,
+                    }
+                };
+                (told, error)
+            }
+            Err(error) => (address.to_string(), error),
+        };
+        board.set_listener(Listener { name: name.into(), address: told, error: Some(error.to_string()) });
+        tokio::time::sleep(RETRY).await;
+    }
+}
+
+/// Binds; "all addresses" means IPv4 alone where IPv6 is off.
+async fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
+    match TcpListener::bind(address).await {
+        Err(error)
+            if address.is_ipv6()
+                && address.ip().is_unspecified()
+                && matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL)) =>
+        {
+            TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())).await
+        }
+        result => result,
+    }
+}
+
+/// Serves a unix socket that only root may open, taking the place of a stale one.
+///
+/// # Errors
+/// When the socket cannot be made.
+pub(crate) async fn serve_unix<H, F>(path: &Path, handler: H) -> anyhow::Result<()>
+where
+    H: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
+    F: Future<Output = Answer> + Send + 'static,
+{
+    let listener = bind_unix(path)?;
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => spawn(stream, handler.clone()),
+            Err(error) => {
+                tracing::warn!(%error, "admin socket cannot accept");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+/// The socket gets its mode under another name, so that nobody can open it before.
+fn bind_unix(path: &Path) -> anyhow::Result<UnixListener> {
+    use anyhow::Context;
+    use std::os::unix::fs::PermissionsExt;
+    let told = || format!("admin socket {}", path.display());
+    if let Some(folder) = path.parent() {
+        crate::lock::prepare(folder).with_context(told)?;
+    }
+    let mut fresh = path.as_os_str().to_owned();
+    fresh.push(format!(".{}", std::process::id()));
+    let fresh = PathBuf::from(fresh);
+    let _absent = std::fs::remove_file(&fresh);
+    let listener = UnixListener::bind(&fresh).with_context(told)?;
+    std::fs::set_permissions(&fresh, std::fs::Permissions::from_mode(0o600)).with_context(told)?;
+    std::fs::rename(&fresh, path).with_context(told)?;
+    Ok(listener)
+}
+
+fn spawn<S, H, F>(stream: S, handler: H)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    H: Fn(Request<Incoming>) -> F + Send + Sync + 'static,
+    F: Future<Output = Answer> + Send + 'static,
+{
+    tokio::spawn(async move {
+        let service = service_fn(move |request| {
+            let answer = handler(request);
+            async move { Ok::<_, Infallible>(answer.await) }
+        });
+        let connection = hyper::server::conn::http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEADERS)
+            .serve_connection(TokioIo::new(stream), service);
+        // A client that goes away in the middle of its own question is no event.
+        let _gone = connection.await;
+    });
+}
