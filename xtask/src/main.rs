@@ -60,7 +60,12 @@ fn main() -> ExitCode {
         Verb::BuildEbpf => ebpf::build().map(drop),
         Verb::Build => build::run(),
         Verb::Run(args) => run::run(&args),
-        Verb::Test(args) => test::run(&args),
+        // Its last line is the sum; nothing is said after it.
+        Verb::Test(args) => match test::run(&args) {
+            Ok(true) => Ok(()),
+            Ok(false) => return ExitCode::FAILURE,
+            Err(error) => Err(error),
+        },
         Verb::Lint => lint::run(),
         Verb::Verify => verify::run(),
         Verb::Bless => bless::run(),

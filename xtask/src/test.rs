@@ -121,7 +121,11 @@ struct Binary {
     folder: PathBuf,
 }
 
-pub(crate) fn run(args: &Args) -> Result<()> {
+/// Runs the layers; true when every test passed.
+///
+/// # Errors
+/// When what the tests need cannot be built.
+pub(crate) fn run(args: &Args) -> Result<bool> {
     let layers = if args.layers.is_empty() { ALL.to_vec() } else { args.layers.clone() };
     let profile: &[&str] = if args.release { &["--release"] } else { &[] };
     if layers.iter().any(|layer| layer.needs_root()) {
@@ -144,10 +148,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         });
         sums.push((layer, count));
     }
-    report(&sums)
+    Ok(report(&sums))
 }
 
-fn report(sums: &[(Layer, Count)]) -> Result<()> {
+/// Prints the sums, the last line alone; true when every test passed and there was one.
+fn report(sums: &[(Layer, Count)]) -> bool {
     println!();
     let mut all = Count::default();
     for (layer, count) in sums {
@@ -155,13 +160,7 @@ fn report(sums: &[(Layer, Count)]) -> Result<()> {
         all.add(*count);
     }
     println!("{all}");
-    if all.failed > 0 || all.skipped > 0 {
-        bail!("not every test passed");
-    }
-    if all.passed == 0 {
-        bail!("no test ran");
-    }
-    Ok(())
+    all.failed == 0 && all.skipped == 0 && all.passed > 0
 }
 
 fn run_layer(
@@ -301,9 +300,9 @@ mod tests {
     #[test]
     fn failed_and_skipped_tests_fail_the_run() {
         let good = Count { passed: 1, ..Count::default() };
-        assert!(report(&[(Layer::Unit, good)]).is_ok());
-        assert!(report(&[(Layer::Unit, good), (Layer::Api, Count::FAILED)]).is_err());
-        assert!(report(&[(Layer::Unit, Count { skipped: 1, ..good })]).is_err());
-        assert!(report(&[(Layer::Unit, Count::default())]).is_err());
+        assert!(report(&[(Layer::Unit, good)]));
+        assert!(!report(&[(Layer::Unit, good), (Layer::Api, Count::FAILED)]));
+        assert!(!report(&[(Layer::Unit, Count { skipped: 1, ..good })]));
+        assert!(!report(&[(Layer::Unit, Count::default())]));
     }
 }
