@@ -3,6 +3,8 @@
 //! [`sim`] keeps the same state in memory and can be told to fail; the BPF side is the only
 //! user of aya. Neither knows Kubernetes.
 
+pub mod sim;
+
 use crate::plan::op::Op;
 use lb_common::abi::{
     AffinityKey, Backend, BackendId, Device, Flow, FlowKey, Frontend, FrontendKey, NodeAddress, NodeConfig,

@@ -12,6 +12,7 @@ use crate::problem::{Kind, ObjectKey, ObjectRef, Problem};
 use crate::source::{Objects, Service, ServicePort, ServiceType, TrafficPolicy};
 use ipnet::IpNet;
 use lb_common::abi::{Addr, Family, Proto};
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
@@ -191,10 +192,10 @@ impl Frontends {
             let family = Addr::from(ip).family();
             if let Some(reason) = special(ip) {
                 self.tell(service, field, format!("{ip} is {reason}: not programmed"));
-            } else if found.contains_key(&family) {
-                self.tell(service, field, format!("{ip} is a second address of its family: not programmed"));
+            } else if let Entry::Vacant(vacant) = found.entry(family) {
+                vacant.insert((ip, field));
             } else {
-                found.insert(family, (ip, field));
+                self.tell(service, field, format!("{ip} is a second address of its family: not programmed"));
             }
         }
         found

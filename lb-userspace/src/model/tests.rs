@@ -118,12 +118,15 @@ fn set(port: &PortState, drops: bool, pick: fn(&BackendState) -> bool) -> String
     list.join(",") + if drops { "!" } else { "" }
 }
 
+/// Name, internal and external policy, endpoints; then the sets `cluster_ip`, `inside`, `outside`
+/// and what is kept.
+type Row = (&'static str, TrafficPolicy, TrafficPolicy, &'static [&'static str], [&'static str; 4]);
+
 #[test]
 fn policies_choose_the_sets_of_the_specification() {
     use TrafficPolicy::{Cluster, Local};
-    // name, internal, external, endpoints, then the sets cluster_ip / inside / outside / kept
     #[rustfmt::skip]
-    let rows: &[(&str, TrafficPolicy, TrafficPolicy, &[&str], [&str; 4])] = &[
+    let rows: &[Row] = &[
         ("ready ones win over those that terminate (S22)", Cluster, Cluster,
             &["10.0.0.1 ready here", "10.0.0.2 serving term there", "10.0.0.3 there"], ["1", "1", "1", "1,2"]),
         ("without a ready one, those that serve while they terminate (S22)", Cluster, Cluster,

@@ -1,0 +1,229 @@
+//! The data path in memory: same operations, same limits, and it can be told to fail.
+//!
+//! What tests and tools look at instead of a kernel. [`Sim::text`] spells
+//! what is programmed without ids, so that two runs which gave out different ones compare
+//! equal.
+
+use super::{Capacity, Datapath, NodeFacts, OpError, Programmed};
+use crate::plan::op::Op;
+use lb_common::abi::{
+    Backend, BackendFlags, BackendId, Frontend, FrontendFlags, FrontendKey, Reason, ServiceCounters,
+    ServiceId, TABLE_BLOCK, Table, map,
+};
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+/// The maps, in memory.
+#[derive(Clone, Debug)]
+pub struct Sim {
+    capacity: Capacity,
+    pub frontends: BTreeMap<FrontendKey, Frontend>,
+    pub backends: BTreeMap<BackendId, Backend>,
+    /// Blocks that were ever written.
+    pub tables: BTreeMap<u32, [BackendId; TABLE_BLOCK]>,
+    pub node: Option<NodeFacts>,
+    pub counters: Vec<u64>,
+    pub services: BTreeMap<ServiceId, ServiceCounters>,
+    fail_every: Option<u32>,
+    applied: u32,
+}
+
+impl Sim {
+    pub fn new(capacity: Capacity) -> Self {
+        Self {
+            capacity,
+            frontends: BTreeMap::new(),
+            backends: BTreeMap::new(),
+            tables: BTreeMap::new(),
+            node: None,
+            counters: vec![0; Reason::COUNT as usize],
+            services: BTreeMap::new(),
+            fail_every: None,
+            applied: 0,
+        }
+    }
+
+    /// Refuses every n-th operation from now on; `None` refuses none.
+    pub fn fail_every(&mut self, n: Option<u32>) {
+        self.fail_every = n;
+        self.applied = 0;
+    }
+
+    fn apply_one(&mut self, op: &Op) -> Result<(), OpError> {
+        self.applied = self.applied.wrapping_add(1);
+        if self.fail_every.is_some_and(|n| self.applied.is_multiple_of(n)) {
+            return Err(OpError::Kernel { map: "sim", source: std::io::ErrorKind::Other.into() });
+        }
+        match op {
+            Op::PutBackend(id, backend) => {
+                within(map::BACKENDS, *id, 1, self.capacity.backends)?;
+                self.backends.insert(*id, *backend);
+            }
+            Op::WriteTable { block, ids } => {
+                let blocks = u32::try_from(ids.len().div_ceil(TABLE_BLOCK)).unwrap_or(u32::MAX);
+                within(map::TABLES, *block, blocks, self.capacity.table_blocks)?;
+                for (number, chunk) in (*block..).zip(ids.chunks(TABLE_BLOCK)) {
+                    let slots = self.tables.entry(number).or_insert([0; TABLE_BLOCK]);
+                    for (slot, id) in slots.iter_mut().zip(chunk) {
+                        *slot = *id;
+                    }
+                }
+            }
+            Op::PutFrontend(key, frontend) => {
+                let full = self.frontends.len() >= self.capacity.frontends as usize;
+                if full && !self.frontends.contains_key(key) {
+                    return Err(OpError::Full { map: map::FRONTENDS, capacity: self.capacity.frontends });
+                }
+                self.frontends.insert(*key, *frontend);
+            }
+            Op::DeleteFrontend(key) => {
+                self.frontends.remove(key);
+            }
+            Op::DeleteBackend(id) => {
+                self.backends.remove(id);
+            }
+            Op::DeleteService(id) => {
+                self.services.remove(id);
+            }
+        }
+        Ok(())
+    }
+
+    /// One id of a run in the tables map; 0 where nothing was written.
+    pub fn id_at(&self, block: u32, index: u32) -> BackendId {
+        let number = block.saturating_add(index / TABLE_BLOCK as u32);
+        self.tables.get(&number).map_or(0, |slots| slots[index as usize % TABLE_BLOCK])
+    }
+
+    /// The slots of a table.
+    pub fn slots(&self, table: &Table) -> Vec<BackendId> {
+        (0..table.count).map(|index| self.id_at(table.slots, index)).collect()
+    }
+
+    /// The Maglev table of a table.
+    pub fn maglev(&self, table: &Table) -> Vec<BackendId> {
+        (0..table.maglev_len).map(|index| self.id_at(table.maglev, index)).collect()
+    }
+
+    /// What is programmed, in stable order and without ids: Services are numbered in the order
+    /// of their frontends.
+    pub fn text(&self) -> String {
+        let mut names: BTreeMap<ServiceId, usize> = BTreeMap::new();
+        for frontend in self.frontends.values() {
+            let next = names.len() + 1;
+            names.entry(frontend.service).or_insert(next);
+        }
+        let mut out = String::new();
+        for (key, frontend) in &self.frontends {
+            let affinity = match frontend.affinity_seconds {
+                0 => String::new(),
+                seconds => format!(" affinity {seconds}s"),
+            };
+            let kind = spell_flags(frontend.flags);
+            let name = names.get(&frontend.service).copied().unwrap_or(0);
+            let _ = writeln!(out, "{} {kind} S{name}{affinity}", spell_key(key));
+            if frontend.inside == frontend.outside {
+                let _ = writeln!(out, "  all: {}", self.spell_table(&frontend.inside));
+            } else {
+                let _ = writeln!(out, "  inside: {}", self.spell_table(&frontend.inside));
+                let _ = writeln!(out, "  outside: {}", self.spell_table(&frontend.outside));
+            }
+        }
+        let mut lines: Vec<_> = self
+            .backends
+            .values()
+            .map(|b| {
+                let name = names.get(&b.service).copied().unwrap_or(0);
+                let flags = [
+                    (BackendFlags::CLUSTER, "cluster-ip"),
+                    (BackendFlags::INSIDE, "inside"),
+                    (BackendFlags::OUTSIDE, "outside"),
+                    (BackendFlags::SERVING, "serving"),
+                    (BackendFlags::LOCAL, "local"),
+                ];
+                let flags: Vec<_> =
+                    flags.into_iter().filter(|(flag, _)| b.flags.has(*flag)).map(|(_, t)| t).collect();
+                let address = spell_address(b.addr.into(), b.port.get());
+                (name, b.addr, b.port, format!("S{name} {address}/{} {}\n", b.proto, flags.join(" ")))
+            })
+            .collect();
+        lines.sort();
+        out.extend(lines.into_iter().map(|(.., line)| line));
+        out
+    }
+
+    fn spell_table(&self, table: &Table) -> String {
+        let spell = |id| match self.backends.get(&id) {
+            Some(b) => spell_address(b.addr.into(), b.port.get()),
+            None => format!("(no backend {id})"),
+        };
+        let slots = self.slots(table);
+        let mut text = match slots.len() {
+            0 => "none".to_owned(),
+            _ => slots.iter().copied().map(spell).collect::<Vec<_>>().join(", "),
+        };
+        if table.maglev_len > 0 {
+            let _ = write!(text, "; maglev {}", table.maglev_len);
+            if let Some(stray) = self.maglev(table).into_iter().find(|id| !slots.contains(id)) {
+                let _ = write!(text, ", which also names {}", spell(stray));
+            }
+        }
+        text
+    }
+}
+
+fn within(map: &'static str, first: u32, count: u32, capacity: u32) -> Result<(), OpError> {
+    if first != 0 && first.checked_add(count).is_some_and(|end| end <= capacity) {
+        Ok(())
+    } else {
+        Err(OpError::Full { map, capacity })
+    }
+}
+
+fn spell_flags(flags: FrontendFlags) -> String {
+    let names = [
+        (FrontendFlags::CLUSTER_IP, "cluster-ip"),
+        (FrontendFlags::NODE_PORT, "node-port"),
+        (FrontendFlags::EXTERNAL, "external"),
+        (FrontendFlags::RETIRED, "retired"),
+        (FrontendFlags::INSIDE_DROPS, "inside-drops"),
+        (FrontendFlags::OUTSIDE_DROPS, "outside-drops"),
+    ];
+    let set: Vec<_> = names.into_iter().filter(|(flag, _)| flags.has(*flag)).map(|(_, name)| name).collect();
+    set.join(" ")
+}
+
+fn spell_key(key: &FrontendKey) -> String {
+    format!("{}/{}", spell_address(key.addr.into(), key.port.get()), key.proto)
+}
+
+fn spell_address(ip: std::net::IpAddr, port: u16) -> String {
+    std::net::SocketAddr::new(ip, port).to_string()
+}
+
+impl Datapath for Sim {
+    fn capacity(&self) -> Capacity {
+        self.capacity
+    }
+
+    fn read(&mut self) -> anyhow::Result<Programmed> {
+        Ok(Programmed { frontends: self.frontends.clone(), backends: self.backends.clone() })
+    }
+
+    fn apply(&mut self, ops: &[Op]) -> Vec<Result<(), OpError>> {
+        ops.iter().map(|op| self.apply_one(op)).collect()
+    }
+
+    fn set_node(&mut self, facts: &NodeFacts) -> anyhow::Result<()> {
+        self.node = Some(facts.clone());
+        Ok(())
+    }
+
+    fn counters(&mut self) -> Vec<u64> {
+        self.counters.clone()
+    }
+
+    fn service_counters(&mut self, service: ServiceId) -> ServiceCounters {
+        self.services.get(&service).copied().unwrap_or_default()
+    }
+}
