@@ -117,11 +117,9 @@ impl Planner {
                 self.plan_leaving(&port, now, &mut draft);
             }
         }
-        let Draft { mut prepare, mut switch, mut clear, mut problems, .. } = draft;
+        let Draft { backends, tables, switch, clear, mut problems, .. } = draft;
         problems.dedup();
-        prepare.append(&mut switch);
-        prepare.append(&mut clear);
-        Plan { ops: prepare, problems }
+        Plan { ops: [backends, tables, switch, clear].concat(), problems }
     }
 
     fn ports_of(&self, key: &ObjectKey) -> Vec<PortKey> {
@@ -137,7 +135,7 @@ impl Planner {
 
     /// Applies a plan and records what took effect; returns what failed.
     ///
-    /// Backends and tables come first, then frontends, then deletions. After a failure in one
+    /// Backends come first, then tables, frontends and deletions. After a failure in one
     /// of these steps the later ones are left out: no frontend switches to a table or a
     /// backend that is not there, and nothing is deleted while something still uses it.
     pub fn carry_out<E>(
@@ -336,7 +334,8 @@ impl Planner {
 pub(super) struct Draft {
     /// Frontends that this Service keeps, through whichever port.
     pub(super) claimed: BTreeSet<FrontendKey>,
-    pub(super) prepare: Vec<Op>,
+    pub(super) backends: Vec<Op>,
+    pub(super) tables: Vec<Op>,
     pub(super) switch: Vec<Op>,
     pub(super) clear: Vec<Op>,
     pub(super) problems: Vec<Problem>,
@@ -355,11 +354,13 @@ pub(super) fn retire(frontend: &Frontend) -> Frontend {
     }
 }
 
-/// Operations of one step do not depend on each other.
+/// Operations of one step do not depend on each other. Tables come after backends: after a
+/// restart a table may be written where a frontend already reads it.
 fn step(op: &Op) -> u8 {
     match op {
-        Op::PutBackend(..) | Op::WriteTable { .. } => 0,
-        Op::PutFrontend(..) | Op::DeleteFrontend(_) => 1,
-        Op::DeleteBackend(_) | Op::DeleteService(_) => 2,
+        Op::PutBackend(..) => 0,
+        Op::WriteTable { .. } => 1,
+        Op::PutFrontend(..) | Op::DeleteFrontend(_) => 2,
+        Op::DeleteBackend(_) | Op::DeleteService(_) => 3,
     }
 }

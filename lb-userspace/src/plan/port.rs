@@ -106,7 +106,7 @@ impl Planner {
                 flags: flags_of(backend),
             };
             if self.backends.get(&backend_id) != Some(&value) {
-                draft.prepare.push(Op::PutBackend(backend_id, value));
+                draft.backends.push(Op::PutBackend(backend_id, value));
             }
             members.push((backend, backend_id));
         }
@@ -163,10 +163,10 @@ impl Planner {
         for Stored { table, members, .. } in holding.tables.iter().filter(|stored| stored.planned) {
             if !self.written.contains(&table.slots) {
                 let ids = members.iter().map(|(_, _, id)| *id).collect();
-                draft.prepare.push(Op::WriteTable { block: table.slots, ids });
+                draft.tables.push(Op::WriteTable { block: table.slots, ids });
             }
             if table.maglev_len > 0 && !self.written.contains(&table.maglev) {
-                draft.prepare.push(Op::WriteTable { block: table.maglev, ids: maglev::build(members) });
+                draft.tables.push(Op::WriteTable { block: table.maglev, ids: maglev::build(members) });
             }
         }
         Some(tables)

@@ -304,6 +304,7 @@ fn a_full_map_makes_its_service_wait_and_nobody_else() {
     assert!(rig.round("b", Some(&wants)).1);
 
     rig.remove("b");
+    rig.forget_all();
     rig.now += PAUSE;
     let plan = rig.planner.diff(&key("c"), Some(&public("c", "10.96.0.3", 30000, 4)), rig.now);
     assert_eq!(plan.problems.len(), 1, "{:?}", plan.problems);
