@@ -12,5 +12,6 @@ mod plain;
 mod removal;
 mod restart;
 mod rig;
+mod stand_in;
 mod standby;
 mod table;
