@@ -31,18 +31,21 @@ pub struct Pod {
 
 impl ApiServer {
     /// Creates or changes an object, as `kubectl apply --server-side` does; a `status` in it
-    /// is written too.
+    /// is merged in as a kubelet or a controller does: applying could not hold a Node with
+    /// two internal addresses, whose schema says that each type is there once.
     ///
     /// # Errors
     /// With the API server's refusal.
     pub fn apply(&self, object: &Value) -> Result<Value> {
         let id = Id::of(object)?;
-        let object = object.clone();
+        let mut object = object.clone();
+        let status = object.as_object_mut().and_then(|fields| fields.remove("status"));
         self.on(id, |api, id| async move {
             let params = PatchParams::apply(OWNER).force();
             let mut applied = api.patch(&id.name, &params, &Patch::Apply(&object)).await?;
-            if object.get("status").is_some() {
-                applied = api.patch_status(&id.name, &params, &Patch::Apply(&object)).await?;
+            if let Some(status) = status {
+                let patch = Patch::Merge(json!({ "status": status }));
+                applied = api.patch_status(&id.name, &PatchParams::default(), &patch).await?;
             }
             Ok(serde_json::to_value(applied)?)
         })
