@@ -1,17 +1,23 @@
 //! The data path in memory: same operations, same limits, and it can be told to fail.
 //!
-//! What tests and tools look at instead of a kernel. [`Sim::text`] spells
-//! what is programmed without ids, so that two runs which gave out different ones compare
-//! equal.
+//! What tests look at instead of a kernel. [`Sim::text`] spells what is programmed without
+//! ids, so that two runs which gave out different ones compare equal. The packet path of
+//! `lb_common` runs on it as it runs on the maps ([`path`]); time, chance and routes are what
+//! the test says.
 
-use super::{Capacity, Datapath, NodeFacts, OpError, Programmed};
+use super::{Capacity, Datapath, MapFill, NodeFacts, OpError, Programmed, Sweep};
 use crate::plan::op::Op;
 use lb_common::abi::{
-    Backend, BackendFlags, BackendId, Frontend, FrontendFlags, FrontendKey, Reason, ServiceCounters,
-    ServiceId, TABLE_BLOCK, Table, map,
+    AffinityKey, Backend, BackendFlags, BackendId, Flow, FlowKey, Frontend, FrontendFlags, FrontendKey,
+    ServiceCounters, ServiceId, TABLE_BLOCK, Table, map,
 };
+use path::Memory;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+
+pub mod path;
+#[cfg(test)]
+mod tests;
 
 /// The maps, in memory.
 #[derive(Clone, Debug)]
@@ -22,8 +28,8 @@ pub struct Sim {
     /// Blocks that were ever written.
     pub tables: BTreeMap<u32, [BackendId; TABLE_BLOCK]>,
     pub node: Option<NodeFacts>,
-    pub counters: Vec<u64>,
-    pub services: BTreeMap<ServiceId, ServiceCounters>,
+    /// What the packet path remembers.
+    pub memory: Memory,
     fail_every: Option<u32>,
     applied: u32,
 }
@@ -36,8 +42,7 @@ impl Sim {
             backends: BTreeMap::new(),
             tables: BTreeMap::new(),
             node: None,
-            counters: vec![0; Reason::COUNT as usize],
-            services: BTreeMap::new(),
+            memory: Memory::default(),
             fail_every: None,
             applied: 0,
         }
@@ -83,7 +88,7 @@ impl Sim {
                 self.backends.remove(id);
             }
             Op::DeleteService(id) => {
-                self.services.remove(id);
+                self.memory.services.borrow_mut().remove(id);
             }
         }
         Ok(())
@@ -220,10 +225,46 @@ impl Datapath for Sim {
     }
 
     fn counters(&mut self) -> Vec<u64> {
-        self.counters.clone()
+        self.memory.counters.borrow().clone()
     }
 
     fn service_counters(&mut self, service: ServiceId) -> ServiceCounters {
-        self.services.get(&service).copied().unwrap_or_default()
+        self.memory.services.borrow().get(&service).copied().unwrap_or_default()
+    }
+    fn fill(&mut self) -> Vec<MapFill> {
+        let used = |map, used: usize, capacity| MapFill {
+            map,
+            used: u32::try_from(used).unwrap_or(u32::MAX),
+            capacity,
+        };
+        vec![
+            used(map::FRONTENDS, self.frontends.len(), self.capacity.frontends),
+            used(map::BACKENDS, self.backends.len(), self.capacity.backends),
+            used(map::FLOWS, self.memory.flows.borrow().len(), self.capacity.flows),
+            used(map::TRANSIENT, self.memory.transient.borrow().len(), self.capacity.transient),
+        ]
+    }
+
+    fn sweep(&mut self) -> Option<Sweep> {
+        let mut sweep = Sweep::default();
+        let flows = self.memory.flows.borrow();
+        let transient = self.memory.transient.borrow();
+        for flow in flows.values().chain(transient.values().map(|(_, flow)| flow)) {
+            *sweep.flows.entry(flow.service).or_default() += 1;
+        }
+        Some(sweep)
+    }
+
+    fn flows(&mut self, limit: usize, wanted: &dyn Fn(&FlowKey, &Flow) -> bool) -> Vec<(FlowKey, Flow)> {
+        let flows = self.memory.flows.borrow();
+        let transient = self.memory.transient.borrow();
+        let all = flows.iter().chain(transient.iter().map(|(key, (_, flow))| (key, flow)));
+        all.filter(|(key, flow)| wanted(key, flow)).take(limit).map(|(key, flow)| (*key, *flow)).collect()
+    }
+
+    fn affinity(&mut self, key: &AffinityKey) -> Option<(BackendId, u64)> {
+        let affinity = *self.memory.affinity.borrow().get(key)?;
+        let age = self.memory.nanos.get().saturating_sub(affinity.seen_nanos);
+        Some((affinity.backend, age / 1_000_000_000))
     }
 }

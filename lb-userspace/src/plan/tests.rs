@@ -400,6 +400,8 @@ fn expected(desired: &BTreeMap<&str, ServiceState>) -> String {
     rig.sim.text()
 }
 
+type Pick = fn(&BackendState) -> bool;
+
 /// Compares the maps with a desired state, written independently of the planner.
 fn agrees(sim: &Sim, desired: &BTreeMap<&str, ServiceState>) -> Result<(), TestCaseError> {
     let mut frontends = 0;
@@ -413,7 +415,7 @@ fn agrees(sim: &Sim, desired: &BTreeMap<&str, ServiceState>) -> Result<(), TestC
             prop_assert_eq!(*id.get_or_insert(found.service), found.service);
             prop_assert_eq!(found.affinity_seconds, state.affinity_seconds);
             let cluster_ip = f.kind == FrontendKind::ClusterIp;
-            let sets: [(_, fn(&BackendState) -> bool, _, _); 2] = if cluster_ip {
+            let sets: [(_, Pick, _, _); 2] = if cluster_ip {
                 let drops = state.cluster_ip_drops;
                 [
                     (found.inside, |b| b.in_cluster_ip, drops, FrontendFlags::INSIDE_DROPS),
@@ -502,7 +504,7 @@ proptest! {
                 None => desired.remove(name),
             };
             dirty.insert(name);
-            if restart && rig.now % 4 == 0 {
+            if restart && rig.now.is_multiple_of(4) {
                 rig.restart();
                 dirty.extend(NAMES);
             }
