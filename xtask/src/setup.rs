@@ -4,12 +4,14 @@
 //! install. Nothing that is there already is touched, and a second run changes nothing.
 //! What cannot be had does not stop the rest; the last line counts it.
 
+mod kube;
+
+use crate::ebpf;
 use crate::root::raised;
-use crate::shell::{find, is_program, line, output, run as run_command, say};
+use crate::shell::{find, line, output, run as run_command, say};
 use crate::toolchain::{
     LINKER_VERSION, LLVM, PINNED_NIGHTLY, Source, candidates, choose, has_rustup, linker, linker_home,
 };
-use crate::{cache, ebpf};
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 use std::collections::BTreeSet;
@@ -87,7 +89,7 @@ pub(crate) fn prepare(groups: &[Group]) -> Result<()> {
         note(&mut missing, compiler());
     }
     if groups.contains(&Group::Test) {
-        note(&mut missing, kubernetes());
+        note(&mut missing, kube::programs());
     }
     match missing.len() {
         0 => Ok(()),
@@ -222,37 +224,3 @@ fn has_our_llvm(source: &Source) -> bool {
     // The only refusal that rust-src cures comes after the LLVM check.
     source.probe().is_err_and(|why| why.to_string().contains("library sources"))
 }
-
-/// The Kubernetes programs of the api layer: there, or Go to build them with.
-fn kubernetes() -> Result<()> {
-    let assets = std::env::var_os("KUBEBUILDER_ASSETS").map(PathBuf::from);
-    let cached = cache::dir()?.join("kube").join(KUBE_VERSION);
-    for dir in assets.into_iter().chain([cached]) {
-        let all = ["kube-apiserver", "kube-controller-manager"];
-        if all.iter().all(|name| is_program(&dir.join(name))) {
-            say(format_args!("Kubernetes {KUBE_VERSION}: {}: there", dir.display()));
-            return Ok(());
-        }
-    }
-    if std::env::var_os("WEIR_KUBE_RELEASE_URL").is_some() {
-        say(format_args!("Kubernetes {KUBE_VERSION}: the tests fetch it from WEIR_KUBE_RELEASE_URL"));
-        return Ok(());
-    }
-    match find("go") {
-        Some(go) => {
-            say(format_args!(
-                "Kubernetes {KUBE_VERSION}: the tests build it with {} (once, ten minutes or so)",
-                go.display()
-            ));
-            Ok(())
-        }
-        None => bail!(
-            "Kubernetes {KUBE_VERSION} for the api tests: install Go 1.26 (Debian's is too old), or set \
-             KUBEBUILDER_ASSETS to a folder with etcd, kube-apiserver and kube-controller-manager, or \
-             WEIR_KUBE_RELEASE_URL to a release site"
-        ),
-    }
-}
-
-/// The Kubernetes release that the api tests run against; `tests/kube/go.mod` pins it.
-const KUBE_VERSION: &str = "v1.36.3";

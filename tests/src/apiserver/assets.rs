@@ -107,16 +107,29 @@ fn build(name: &str, to: &Path) -> Result<()> {
         "-s -w -X {version}.gitVersion={VERSION} -X {version}.gitMajor=1 -X {version}.gitMinor={minor}"
     );
     let mut go = Command::new("nice");
-    go.args(["-n", "10", "go", "build", "-trimpath", "-buildvcs=false", "-ldflags", &flags, "-o"]);
+    go.args(["-n", "10"]).arg(compiler()).args([
+        "build",
+        "-trimpath",
+        "-buildvcs=false",
+        "-ldflags",
+        &flags,
+        "-o",
+    ]);
     go.arg(to).arg(format!("k8s.io/kubernetes/cmd/{name}")).current_dir(&module).env("CGO_ENABLED", "0");
     let built = go.status().context("starting go")?;
     if !built.success() {
         bail!(
-            "{name} {VERSION} cannot be built: install Go 1.26, or set KUBEBUILDER_ASSETS to a folder that has it, \
+            "{name} {VERSION} cannot be built: `cargo xtask setup test` gets a Go that can; or set KUBEBUILDER_ASSETS to a folder that has it, \
              or WEIR_KUBE_RELEASE_URL to where it can be fetched ({{version}}, {{arch}}, {{program}} are filled in)"
         );
     }
     Ok(())
+}
+
+/// The Go that `cargo xtask setup` fetched where the machine's is too old, else the machine's.
+fn compiler() -> PathBuf {
+    let fetched = cache().map(|cache| cache.join("go1.26.8/bin/go"));
+    fetched.ok().filter(|go| go.is_file()).unwrap_or_else(|| "go".into())
 }
 
 /// The cache folder, as `cargo xtask` finds it.
