@@ -5,7 +5,7 @@
 //! means.
 //!
 //! # How a source runs
-//! There are two: [`dir::DirSource`] (manifests) and `kube::KubeSource` (the API server). An
+//! There are two: [`dir::DirSource`] (manifests) and [`kube::KubeSource`] (the API server). An
 //! agent has one of them. Both have `async fn run(self, tx: Batches, syncs: Arc<Syncs>)`:
 //! - A message is a [`Batch`], and a batch is one atomic step: apply all its changes, then plan
 //!   once. A changed file is one batch.
@@ -23,6 +23,7 @@ use std::sync::Arc;
 
 pub mod dir;
 pub mod fill;
+pub mod kube;
 pub mod objects;
 pub mod project;
 pub mod sync;
