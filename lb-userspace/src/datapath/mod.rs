@@ -4,6 +4,12 @@
 //! user of aya. Neither knows Kubernetes.
 
 pub mod sim;
+pub mod bpf;
+mod gc;
+mod hash;
+pub mod loader;
+mod pod;
+mod sys;
 
 use crate::plan::op::Op;
 use lb_common::abi::{

@@ -1,0 +1,279 @@
+//! The data path in the kernel, over aya maps.
+
+use super::hash::Hash;
+use super::loader::{LoadOptions, Loaded, data};
+use super::pod::Raw;
+use super::{Capacity, Datapath, Hook, LinkPlan, MapFill, NodeFacts, OpError, Programmed, Sweep, gc, sys};
+use crate::plan::op::Op;
+use anyhow::{Context, Result};
+use aya::maps::{Array, MapData, PerCpuArray};
+use lb_common::abi::{
+    Addr, Affinity, AffinityKey, Backend, BackendId, Device, Flow, FlowFlags, FlowKey, Frontend, FrontendKey,
+    NodeAddress, NodeConfig, Reason, ServiceCounters, ServiceId, TABLE_BLOCK, Ticks, map, timeout,
+};
+use std::collections::BTreeMap;
+use std::os::fd::AsFd;
+
+/// Maps and programs of this node.
+pub struct Bpf {
+    loaded: Loaded,
+    capacity: Capacity,
+    frontends: Hash<FrontendKey, Frontend>,
+    backends: sys::Mapped<Backend>,
+    tables: sys::Mapped<[BackendId; TABLE_BLOCK]>,
+    flows: Hash<FlowKey, Flow>,
+    transient: Hash<FlowKey, Flow>,
+    affinity: Hash<AffinityKey, Affinity>,
+    addresses: Hash<Addr, NodeAddress>,
+    devices: Hash<u32, Device>,
+    node: Array<MapData, Raw<NodeConfig>>,
+    counters: PerCpuArray<MapData, u64>,
+    service_counters: sys::Mapped<ServiceCounters>,
+    /// What was last written, so that only changes are.
+    facts: Option<NodeFacts>,
+    /// Entries of the flow maps, as the last sweep counted them.
+    used: BTreeMap<&'static str, u32>,
+}
+
+impl Bpf {
+    /// Loads programs and opens maps; see [`Loaded::new`].
+    ///
+    /// # Errors
+    /// Those of [`Loaded::new`], and when a map cannot be mapped into memory.
+    pub fn new(options: LoadOptions) -> Result<Self> {
+        let mut loaded = Loaded::new(options)?;
+        let backends = mapped(&mut loaded, map::BACKENDS)?;
+        let tables = mapped(&mut loaded, map::TABLES)?;
+        let service_counters = mapped(&mut loaded, map::SERVICE_COUNTERS)?;
+        let frontends = hash(&mut loaded, map::FRONTENDS)?;
+        let flows = hash(&mut loaded, map::FLOWS)?;
+        let transient = hash(&mut loaded, map::TRANSIENT)?;
+        // An older agent's maps may have other sizes than we would choose: theirs count.
+        let capacity = Capacity {
+            frontends: frontends.capacity(),
+            backends: backends.len() as u32,
+            table_blocks: tables.len() as u32,
+            flows: flows.capacity(),
+            transient: transient.capacity(),
+            services: service_counters.len() as u32,
+        };
+        Ok(Self {
+            affinity: hash(&mut loaded, map::AFFINITY)?,
+            addresses: hash(&mut loaded, map::NODE_ADDRESSES)?,
+            devices: hash(&mut loaded, map::DEVICES)?,
+            node: loaded.take_map(map::NODE)?.try_into()?,
+            counters: loaded.take_map(map::COUNTERS)?.try_into()?,
+            loaded,
+            capacity,
+            frontends,
+            backends,
+            tables,
+            flows,
+            transient,
+            service_counters,
+            facts: None,
+            used: BTreeMap::new(),
+        })
+    }
+
+    /// The loaded object, for aya-log.
+    pub fn ebpf(&mut self) -> &mut aya::Ebpf {
+        self.loaded.ebpf()
+    }
+
+    /// Runs one of the packet programs on a frame, through the kernel's test-run (tests).
+    ///
+    /// # Errors
+    /// When there is no such program or the kernel refuses to run it.
+    pub fn test_run(&mut self, program: &str, frame: &[u8], ifindex: u32) -> Result<(u32, Vec<u8>)> {
+        self.loaded.test_run(program, frame, ifindex)
+    }
+
+    fn one(&mut self, op: &Op) -> Result<(), OpError> {
+        match op {
+            Op::PutBackend(id, backend) => self.put_backend(*id, *backend),
+            Op::DeleteBackend(id) => self.put_backend(*id, Backend::default()),
+            Op::WriteTable { block, ids } => self.write_table(*block, ids),
+            Op::PutFrontend(key, frontend) => self.frontends.put(key, frontend),
+            Op::DeleteFrontend(key) => self.frontends.remove(key).map(drop),
+            Op::DeleteService(service) => {
+                self.service_counters.set(*service as usize, ServiceCounters::default());
+                Ok(())
+            }
+        }
+    }
+
+    fn put_backend(&mut self, id: BackendId, backend: Backend) -> Result<(), OpError> {
+        let written = self.backends.set(id as usize, backend);
+        if written {
+            Ok(())
+        } else {
+            Err(OpError::Full { map: map::BACKENDS, capacity: self.capacity.backends })
+        }
+    }
+
+    fn write_table(&mut self, block: u32, ids: &[BackendId]) -> Result<(), OpError> {
+        for (n, chunk) in ids.chunks(TABLE_BLOCK).enumerate() {
+            let mut entry = [0; TABLE_BLOCK];
+            for (slot, id) in entry.iter_mut().zip(chunk) {
+                *slot = *id;
+            }
+            if !self.tables.set(block as usize + n, entry) {
+                return Err(OpError::Full { map: map::TABLES, capacity: self.capacity.table_blocks });
+            }
+        }
+        Ok(())
+    }
+
+    fn now() -> Ticks {
+        Ticks::from_nanos(sys::monotonic_nanos())
+    }
+}
+
+fn hash<K: bytemuck::Pod + Ord, V: bytemuck::Pod + PartialEq>(
+    loaded: &mut Loaded,
+    name: &'static str,
+) -> Result<Hash<K, V>> {
+    Hash::new(name, loaded.take_map(name)?)
+}
+
+fn mapped<T: bytemuck::Pod>(loaded: &mut Loaded, name: &'static str) -> Result<sys::Mapped<T>> {
+    let map = loaded.take_map(name)?;
+    let inner = data(&map)?;
+    let len = inner.info()?.max_entries();
+    sys::Mapped::new(inner.fd().as_fd(), len as usize).with_context(|| format!("map {name} into memory"))
+}
+
+impl Datapath for Bpf {
+    fn capacity(&self) -> Capacity {
+        self.capacity
+    }
+
+    fn read(&mut self) -> Result<Programmed> {
+        let mut programmed = Programmed::default();
+        self.frontends
+            .for_each(|key, frontend| {
+                programmed.frontends.insert(*key, *frontend);
+            })
+            .context("read the frontends")?;
+        for id in 1..self.backends.len() {
+            if let Some(backend) = self.backends.get(id).filter(|backend| backend.service != 0) {
+                programmed.backends.insert(id as BackendId, backend);
+            }
+        }
+        Ok(programmed)
+    }
+
+    fn apply(&mut self, ops: &[Op]) -> Vec<Result<(), OpError>> {
+        ops.iter().map(|op| self.one(op)).collect()
+    }
+
+    fn set_node(&mut self, facts: &NodeFacts) -> Result<()> {
+        if self.facts.as_ref() == Some(facts) {
+            return Ok(());
+        }
+        self.facts = None;
+        self.devices.replace(&facts.devices)?;
+        self.addresses.replace(&facts.addresses)?;
+        self.node.set(0, Raw(facts.config), 0).context("write the node's configuration")?;
+        self.facts = Some(facts.clone());
+        Ok(())
+    }
+
+    fn counters(&mut self) -> Vec<u64> {
+        (0..Reason::COUNT)
+            .map(|slot| self.counters.get(&slot, 0).map_or(0, |values| values.iter().sum()))
+            .collect()
+    }
+
+    fn service_counters(&mut self, service: ServiceId) -> ServiceCounters {
+        self.service_counters.get(service as usize).unwrap_or_default()
+    }
+
+    fn attach(&mut self, links: &[LinkPlan]) -> Vec<Hook> {
+        let mut hooks = self.loaded.attach_devices(links);
+        hooks.extend(self.loaded.attach_sockets());
+        hooks
+    }
+
+    fn fill(&mut self) -> Vec<MapFill> {
+        let mut frontends = 0;
+        // What cannot be counted is shown as empty; the map itself tells when it is full.
+        let _ = self.frontends.for_each(|_, _| frontends += 1);
+        let backends = (1..self.backends.len())
+            .filter(|id| self.backends.get(*id).is_some_and(|backend| backend.service != 0))
+            .count();
+        let used = |name| self.used.get(name).copied().unwrap_or(0);
+        vec![
+            MapFill { map: map::FRONTENDS, used: frontends, capacity: self.capacity.frontends },
+            MapFill { map: map::BACKENDS, used: backends as u32, capacity: self.capacity.backends },
+            MapFill { map: map::FLOWS, used: used(map::FLOWS), capacity: self.capacity.flows },
+            MapFill { map: map::TRANSIENT, used: used(map::TRANSIENT), capacity: self.capacity.transient },
+        ]
+    }
+
+    fn sweep(&mut self) -> Option<Sweep> {
+        let now = Self::now();
+        let mut sweep = Sweep::default();
+        let mut idle = Vec::new();
+        let (mut confirmed, mut transient) = (0, 0);
+        let read = self.flows.for_each(|key, flow| {
+            confirmed += 1;
+            if gc::idle(key, flow, now) {
+                idle.push((*key, *flow));
+            }
+            if !flow.flags.has(FlowFlags::REPLY) {
+                *sweep.flows.entry(flow.service).or_default() += 1;
+            }
+        });
+        read.ok()?;
+        let read = self.transient.for_each(|_, flow| {
+            transient += 1;
+            // A silent leftover keeps no Service: it would be opened anew anyway.
+            if !flow.flags.has(FlowFlags::REPLY) && now.since(flow.seen) < timeout::UDP {
+                *sweep.flows.entry(flow.service).or_default() += 1;
+            }
+        });
+        read.ok()?;
+        for (key, flow) in idle {
+            let pair_key = flow.pair(key.proto);
+            let pair = self.flows.get(&pair_key);
+            // Read again: a packet may have passed meanwhile.
+            let Some(flow) = self.flows.get(&key) else { continue };
+            if gc::over(&key, &flow, pair.as_ref(), now) {
+                for key in [key, pair_key] {
+                    if self.flows.remove(&key).is_ok_and(|there| there) {
+                        sweep.expired += 1;
+                        confirmed -= 1;
+                    }
+                }
+                if let Some(count) = sweep.flows.get_mut(&flow.service) {
+                    *count = count.saturating_sub(1);
+                }
+            }
+        }
+        sweep.flows.retain(|_, count| *count > 0);
+        self.used.insert(map::FLOWS, confirmed);
+        self.used.insert(map::TRANSIENT, transient);
+        Some(sweep)
+    }
+
+    fn flows(&mut self, limit: usize, wanted: &dyn Fn(&FlowKey, &Flow) -> bool) -> Vec<(FlowKey, Flow)> {
+        let mut found = Vec::new();
+        for map in [&self.flows, &self.transient] {
+            // A map that cannot be read shows no flows.
+            let _ = map.for_each(|key, flow| {
+                if found.len() < limit && wanted(key, flow) {
+                    found.push((*key, *flow));
+                }
+            });
+        }
+        found
+    }
+
+    fn affinity(&mut self, key: &AffinityKey) -> Option<(BackendId, u64)> {
+        let entry = self.affinity.get(key)?;
+        let age = sys::monotonic_nanos().saturating_sub(entry.seen_nanos);
+        Some((entry.backend, age / 1_000_000_000))
+    }
+}
