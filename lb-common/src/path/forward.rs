@@ -1,7 +1,8 @@
 //! Client to backend.
 
 use super::{
-    Entry, Network, NoRoute, Origin, Place, Scratch, ServiceCount, Tables, Verdict, answer, flows, note,
+    Entry, Network, NoRoute, Origin, Place, Scratch, ServiceCount, Step, Tables, Verdict, answer, flows,
+    note,
     select::{Choice, flow_hash, select, table_for},
     ticks,
 };
@@ -23,30 +24,30 @@ pub(super) fn ingress<P: Packet, T: Tables, N: Network>(
     network: &N,
     scratch: &mut Scratch,
     from: Origin,
-) -> Verdict {
+) -> Step {
     if known(parsed, tables, scratch, from) {
-        return deliver(packet, parsed, network, scratch, PassReason::Forward);
+        return Step::Deliver(PassReason::Forward);
     }
     let (service, flags) = (scratch.frontend.service, scratch.frontend.flags);
     if flags.has(FrontendFlags::RETIRED) {
-        return Verdict::Pass(PassReason::NoService);
+        return Step::Done(Verdict::Pass(PassReason::NoService));
     }
     match open(parsed, tables, network, scratch, from) {
         None => {
             tables.count_service(service, ServiceCount::PacketFlow);
-            deliver(packet, parsed, network, scratch, PassReason::NewFlow)
+            Step::Deliver(PassReason::NewFlow)
         }
         Some(DropReason::NoEndpoint) => {
             tables.count_service(service, ServiceCount::NoEndpoint);
-            answer(packet, parsed, &scratch.own.key, DropReason::NoEndpoint)
+            Step::Done(answer(packet, parsed, &scratch.own.key, DropReason::NoEndpoint))
         }
         Some(DropReason::NoLocalEndpoint) => {
             tables.count_service(service, ServiceCount::NoEndpoint);
-            Verdict::Drop(DropReason::NoLocalEndpoint)
+            Step::Done(Verdict::Drop(DropReason::NoLocalEndpoint))
         }
         Some(reason) => {
             tables.count_service(service, ServiceCount::Dropped);
-            Verdict::Drop(reason)
+            Step::Done(Verdict::Drop(reason))
         }
     }
 }

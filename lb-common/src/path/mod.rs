@@ -156,6 +156,14 @@ impl Verdict {
     }
 }
 
+/// What a decision about a packet asks for next.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Step {
+    /// Translate it as the flow in [`Scratch::own`] says.
+    Deliver(PassReason),
+    Done(Verdict),
+}
+
 /// A packet arrives.
 #[inline(always)]
 pub fn ingress<P: Packet, T: Tables, N: Network>(
@@ -169,18 +177,31 @@ pub fn ingress<P: Packet, T: Tables, N: Network>(
         Ok(parsed) => parsed,
         Err(reason) => return Verdict::Pass(reason),
     };
-    if find_frontend(tables, &scratch.own.key, &mut scratch.frontend) {
-        return forward::ingress(packet, &parsed, tables, network, scratch, from);
-    }
-    if is_ours(tables, scratch.own.key.destination_port) {
-        if let Some(verdict) = reply::ingress(packet, &parsed, tables, network, scratch) {
-            return verdict;
+    let step = if find_frontend(tables, &scratch.own.key, &mut scratch.frontend) {
+        forward::ingress(packet, &parsed, tables, network, scratch, from)
+    } else {
+        let known =
+            is_ours(tables, scratch.own.key.destination_port) && reply::ingress(&parsed, tables, scratch);
+        if known {
+            Step::Deliver(PassReason::Reply)
+        } else {
+            Step::Done(Verdict::Pass(PassReason::NoService))
+        }
+    };
+    match step {
+        Step::Deliver(reason) => forward::deliver(packet, &parsed, network, scratch, reason),
+        Step::Done(verdict) => {
+            if parsed.tcp.opens() && verdict == Verdict::Pass(PassReason::NoService) {
+                flows::forget_closed_reply(
+                    tables,
+                    &scratch.own.key,
+                    &mut scratch.rival,
+                    &mut scratch.rival_pair,
+                );
+            }
+            verdict
         }
     }
-    if parsed.tcp.opens() {
-        flows::forget_closed_reply(tables, &scratch.own.key, &mut scratch.rival, &mut scratch.rival_pair);
-    }
-    Verdict::Pass(PassReason::NoService)
 }
 
 /// A packet leaves.

@@ -4,22 +4,16 @@ use super::{Network, Place, Scratch, Tables, Verdict, flows, forward};
 use crate::abi::{FlowFlags, PassReason};
 use crate::packet::{Packet, Parsed};
 
-/// A reply to a source of ours, as it arrives. `None` when no such flow is known.
+/// Finds the flow of a reply to a source of ours, as it arrives. False when there is none.
 #[inline(always)]
-pub(super) fn ingress<P: Packet, T: Tables, N: Network>(
-    packet: &mut P,
-    parsed: &Parsed,
-    tables: &T,
-    network: &N,
-    scratch: &mut Scratch,
-) -> Option<Verdict> {
-    let place = flows::find(tables, &scratch.own.key, &mut scratch.own.flow)?;
-    if !scratch.own.flow.flags.has(FlowFlags::REPLY.with(FlowFlags::SNAT)) {
-        return None;
-    }
+pub(super) fn ingress<T: Tables>(parsed: &Parsed, tables: &T, scratch: &mut Scratch) -> bool {
     let Scratch { own, pair, .. } = scratch;
+    let Some(place) = flows::find(tables, &own.key, &mut own.flow) else { return false };
+    if !own.flow.flags.has(FlowFlags::REPLY.with(FlowFlags::SNAT)) {
+        return false;
+    }
     flows::seen(tables, &own.key, parsed, place, &mut own.flow, pair);
-    Some(forward::deliver(packet, parsed, network, scratch, PassReason::Reply))
+    true
 }
 
 /// The same where a packet is either finished or left alone.
