@@ -1,7 +1,7 @@
 //! What the parts of a running agent tell each other about themselves: small, always at
 //! hand, never waited for. The reconciler writes, health, metrics and admin read.
 
-use crate::datapath::{Hook, LinkPlan, MapFill};
+use crate::datapath::{Hook, LinkPlan};
 use crate::problem::{Kind, ObjectKey, ObjectRef, Problem};
 use arc_swap::ArcSwap;
 use serde::Serialize;
@@ -32,7 +32,6 @@ pub struct Snapshot {
     pub node_addresses: Vec<String>,
     pub links: Arc<Vec<LinkPlan>>,
     pub hooks: Arc<Vec<Hook>>,
-    pub fill: Vec<MapFill>,
     pub services: usize,
     pub frontends: usize,
     pub backends: usize,

@@ -7,9 +7,14 @@
 //!                  lb-common: the packet path itself, shared by lb-ebpf and the simulator
 //! ```
 
+mod admin;
+pub mod agent;
 pub mod args;
 pub mod board;
+pub mod cleanup;
+pub mod cli;
 pub mod datapath;
+pub mod explain;
 pub mod health;
 mod http;
 pub mod lock;
@@ -19,4 +24,5 @@ pub mod model;
 pub mod node;
 pub mod plan;
 pub mod problem;
+pub mod reconcile;
 pub mod source;

@@ -1,2 +1,20 @@
-//! Entry point.
-fn main() {}
+//! Parses the command line, sets up the log, runs; nothing else.
+
+use std::process::ExitCode;
+use weir::args::{self, Task};
+
+fn main() -> ExitCode {
+    let task = match args::parse(std::env::args_os()) {
+        Ok(task) => task,
+        // Usage errors have exit code 2, help and version 0.
+        Err(error) => error.exit(),
+    };
+    let result = match task {
+        Task::Run(config) => weir::agent::run(*config).map(|()| ExitCode::SUCCESS),
+        Task::Ask(verb) => weir::cli::run(verb),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("weir: {error:#}");
+        ExitCode::FAILURE
+    })
+}

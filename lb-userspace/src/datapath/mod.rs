@@ -14,7 +14,7 @@ mod sys;
 use crate::plan::op::Op;
 use lb_common::abi::{
     AffinityKey, Backend, BackendId, Device, Flow, FlowKey, Frontend, FrontendKey, NodeAddress, NodeConfig,
-    ServiceCounters, ServiceId,
+    ServiceCounters, ServiceId, Table,
 };
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -157,6 +157,12 @@ pub trait Datapath: Send {
     /// Up to `limit` flows that `wanted` accepts.
     fn flows(&mut self, limit: usize, wanted: &dyn Fn(&FlowKey, &Flow) -> bool) -> Vec<(FlowKey, Flow)> {
         let _ = (limit, wanted);
+        Vec::new()
+    }
+
+    /// The backend ids in a table's slots, as the map holds them; empty where it cannot tell.
+    fn slots(&mut self, table: &Table) -> Vec<BackendId> {
+        let _ = table;
         Vec::new()
     }
 

@@ -1,0 +1,233 @@
+//! Answers made from the stages' own state, on the reconciler's thread.
+
+use crate::datapath::Programmed;
+use crate::explain::{Explanation, Target, View, explain as explain_view};
+use crate::model::{BackendState, FrontendKind, PortKey, PortState};
+use crate::problem::ObjectKey;
+use crate::reconcile::Reconciler;
+use ipnet::IpNet;
+use lb_common::abi::{
+    Addr, Be16, Family, Flow, FlowFlags, FlowKey, FrontendFlags, FrontendKey, Reason, ServiceCounters,
+};
+use serde_json::{Value, json};
+use std::net::{IpAddr, SocketAddr};
+
+/// Services that `wanted` accepts, with what is programmed for them.
+pub(super) fn services(reconciler: &mut Reconciler, wanted: impl Fn(&ObjectKey) -> bool) -> Value {
+    let Reconciler { model, planner, datapath, objects, .. } = reconciler;
+    let mut told = Vec::new();
+    for (key, state) in model.states().iter().filter(|(key, _)| wanted(key)) {
+        let mut ports = Vec::new();
+        for (port, state) in &state.ports {
+            let id = planner.service_id(port);
+            let counters = id.map(|id| datapath.service_counters(id)).unwrap_or_default();
+            ports.push(self::port(port, state, id, counters, &|key| planner.frontends().contains_key(key)));
+        }
+        let kind = objects.services.get(key).map(|service| format!("{:?}", service.kind));
+        told.push(json!({
+            "service": key.to_string(),
+            "type": kind,
+            "ports": ports,
+            "problems": state.problems,
+        }));
+    }
+    Value::Array(told)
+}
+
+fn port(
+    key: &PortKey,
+    state: &PortState,
+    id: Option<u32>,
+    counters: ServiceCounters,
+    programmed: &dyn Fn(&FrontendKey) -> bool,
+) -> Value {
+    let frontends: Vec<Value> = state
+        .frontends
+        .iter()
+        .map(|frontend| {
+            let live = FrontendKey::new(frontend.addr, Be16::new(frontend.port), key.proto);
+            let address = if frontend.kind == FrontendKind::NodePort {
+                format!("*:{}", frontend.port)
+            } else {
+                socket(frontend.addr, frontend.port)
+            };
+            json!({ "address": address, "kind": kind(frontend.kind), "programmed": programmed(&live) })
+        })
+        .collect();
+    let backends: Vec<Value> = state
+        .backends
+        .iter()
+        .map(|backend| {
+            json!({
+                "address": socket(backend.addr, backend.port),
+                "local": backend.local,
+                "state": backend_state(backend),
+                "cluster_ip": backend.in_cluster_ip,
+                "inside": backend.in_inside,
+                "outside": backend.in_outside,
+            })
+        })
+        .collect();
+    json!({
+        "name": key.port_name,
+        "protocol": key.proto.to_string(),
+        "family": if key.family == Family::V4 { "IPv4" } else { "IPv6" },
+        "id": id,
+        "affinity_seconds": state.affinity_seconds,
+        "frontends": frontends,
+        "backends": backends,
+        "flows": { "packet": counters.packet_flows, "socket": counters.socket_flows },
+        "drops": { "no_endpoint": counters.no_endpoint, "other": counters.dropped },
+    })
+}
+
+fn kind(kind: FrontendKind) -> &'static str {
+    match kind {
+        FrontendKind::ClusterIp => "ClusterIP",
+        FrontendKind::NodePort => "NodePort",
+        FrontendKind::LoadBalancer => "LoadBalancer",
+        FrontendKind::ExternalIp => "ExternalIP",
+    }
+}
+
+fn backend_state(backend: &BackendState) -> &'static str {
+    if backend.in_cluster_ip || backend.in_inside || backend.in_outside {
+        "ready"
+    } else if backend.serving {
+        "draining"
+    } else {
+        "not ready"
+    }
+}
+
+fn socket(addr: Addr, port: u16) -> String {
+    SocketAddr::new(addr.into(), port).to_string()
+}
+
+/// From the live tables.
+pub(super) fn explain(
+    reconciler: &mut Reconciler,
+    target: &Target,
+    from: Option<IpAddr>,
+    service_cidrs: &[IpNet],
+) -> anyhow::Result<Explanation> {
+    let programmed = reconciler.datapath.read()?;
+    let Reconciler { model, node, inputs, datapath, .. } = reconciler;
+    let datapath = std::cell::RefCell::new(datapath);
+    let mut view = View {
+        programmed,
+        services: model.states(),
+        node,
+        inputs,
+        service_cidrs,
+        slots: &mut |table| datapath.borrow_mut().slots(table),
+        affinity: &mut |key| datapath.borrow_mut().affinity(key),
+    };
+    Ok(explain_view(&mut view, target, from))
+}
+
+/// Every stage's state.
+pub(super) fn dump(reconciler: &mut Reconciler) -> Value {
+    let services = services(reconciler, |_| true);
+    let counters: Vec<Value> = {
+        let all = reconciler.datapath.counters();
+        let reasons = lb_common::abi::PassReason::ALL.iter().map(|r| (r.label(), r.slot()));
+        let drops = lb_common::abi::DropReason::ALL.iter().map(|r| (r.label(), r.slot()));
+        let events = Reason::ALL.iter().map(|r| (r.label(), r.slot()));
+        let rows = reasons.chain(drops).chain(events);
+        rows.map(|(label, slot)| json!({ "reason": label, "count": all.get(slot as usize) })).collect()
+    };
+    let objects = &reconciler.objects;
+    let debug = |value: &dyn std::fmt::Debug| format!("{value:?}");
+    let objects = json!({
+        "listed": objects.listed,
+        "node": objects.node.as_ref().map(|node| debug(node)),
+        "services": objects.services.values().map(|service| debug(service)).collect::<Vec<_>>(),
+        "endpoint_slices": objects.slices.values().map(|slice| debug(slice)).collect::<Vec<_>>(),
+        "pods": objects.pods.values().map(|pod| debug(pod)).collect::<Vec<_>>(),
+    });
+    let live = reconciler.datapath.read();
+    let programmed = match &live {
+        Ok(live) => self::programmed(live),
+        Err(error) => json!({ "error": format!("{error:#}") }),
+    };
+    let facts = &reconciler.node.facts;
+    let node = json!({
+        "v4": facts.config.v4.to_string(),
+        "v6": facts.config.v6.to_string(),
+        "node_ports": [facts.config.node_ports.first, facts.config.node_ports.last],
+        "addresses": facts.addresses.iter().map(|(addr, node)| json!({
+            "address": addr.to_string(), "node_port": node.node_port == 1,
+        })).collect::<Vec<_>>(),
+        "devices": facts.devices.iter().map(|(index, device)| json!({
+            "ifindex": index, "v4": device.v4.to_string(), "v6": device.v6.to_string(), "flags": device.flags.0,
+        })).collect::<Vec<_>>(),
+        "pods": reconciler.inputs.pod_ips,
+    });
+    json!({ "objects": objects, "desired": services, "programmed": programmed, "node": node, "counters": counters })
+}
+
+fn programmed(live: &Programmed) -> Value {
+    let frontends: Vec<Value> = live
+        .frontends
+        .iter()
+        .map(|(key, frontend)| {
+            json!({
+                "address": socket(key.addr, key.port.get()),
+                "protocol": key.proto.to_string(),
+                "service_id": frontend.service,
+                "retired": frontend.flags.has(FrontendFlags::RETIRED),
+                "inside": frontend.inside.count,
+                "outside": frontend.outside.count,
+                "maglev": frontend.outside.maglev_len,
+                "affinity_seconds": frontend.affinity_seconds,
+            })
+        })
+        .collect();
+    let backends: Vec<Value> = live
+        .backends
+        .iter()
+        .map(|(id, backend)| {
+            json!({
+                "id": id,
+                "address": socket(backend.addr, backend.port.get()),
+                "service_id": backend.service,
+                "flags": backend.flags.0,
+            })
+        })
+        .collect();
+    json!({ "frontends": frontends, "backends": backends })
+}
+
+/// Flows from client to backend, as remembered.
+pub(super) fn flows(reconciler: &mut Reconciler, service: Option<&ObjectKey>, limit: usize) -> Vec<Value> {
+    let Reconciler { datapath, planner, .. } = reconciler;
+    let wanted = |key: &FlowKey, flow: &Flow| {
+        let _ = key;
+        !flow.flags.has(FlowFlags::REPLY)
+            && service
+                .is_none_or(|service| planner.port(flow.service).is_some_and(|port| port.service == *service))
+    };
+    let flows = datapath.flows(limit, &wanted);
+    let told = flows.iter().map(|(key, flow)| {
+        let port = planner.port(flow.service);
+        let flags = [
+            (FlowFlags::SNAT, "masqueraded"),
+            (FlowFlags::LOCAL, "local"),
+            (FlowFlags::INSIDE, "inside"),
+            (FlowFlags::FIN, "fin"),
+            (FlowFlags::RST, "rst"),
+            (FlowFlags::HANDSHAKE, "opening"),
+        ];
+        json!({
+            "protocol": key.proto.to_string(),
+            "client": socket(key.source, key.source_port.get()),
+            "frontend": socket(key.destination, key.destination_port.get()),
+            "backend": socket(flow.destination, flow.destination_port.get()),
+            "source": socket(flow.source, flow.source_port.get()),
+            "service": port.map(|port| port.service.to_string()),
+            "flags": flags.iter().filter(|(flag, _)| flow.flags.has(*flag)).map(|(_, name)| *name).collect::<Vec<_>>(),
+        })
+    });
+    told.collect()
+}

@@ -1,0 +1,190 @@
+//! The admin socket: what a running agent knows, as JSON, for root alone.
+//!
+//! Answers that need the stages' own state are made on the reconciler's thread, between two
+//! rounds; status works without it, so that a busy or waiting agent still says how it is.
+
+mod answers;
+
+use crate::board::{Board, Phase, now_ms};
+use crate::explain;
+use crate::http::{self, Answer};
+use crate::problem::ObjectKey;
+use crate::reconcile::Handle;
+use crate::source::Syncs;
+use hyper::body::Incoming;
+use hyper::{Method, Request, StatusCode};
+use ipnet::IpNet;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+/// What admin answers from.
+#[derive(Debug)]
+pub(crate) struct Admin {
+    pub(crate) node_name: String,
+    pub(crate) l4: bool,
+    pub(crate) board: Arc<Board>,
+    pub(crate) syncs: Arc<Syncs>,
+    pub(crate) reconciler: Handle,
+    pub(crate) service_cidrs: Vec<IpNet>,
+}
+
+/// A question that cannot be answered, and why.
+struct Refused(StatusCode, String);
+
+impl From<anyhow::Error> for Refused {
+    fn from(error: anyhow::Error) -> Self {
+        Self(StatusCode::SERVICE_UNAVAILABLE, format!("{error:#}"))
+    }
+}
+
+impl Admin {
+    /// Answers one request.
+    pub(crate) async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Answer {
+        if request.method() != Method::GET {
+            return http::json(StatusCode::METHOD_NOT_ALLOWED, &json!({ "error": "GET only" }));
+        }
+        let query: BTreeMap<String, String> =
+            form_urlencoded::parse(request.uri().query().unwrap_or_default().as_bytes())
+                .into_owned()
+                .collect();
+        let value = match request.uri().path() {
+            "/v1/status" => Ok(self.status().await),
+            "/v1/services" => self.services(&query).await,
+            "/v1/explain" => self.explain(&query).await,
+            "/v1/problems" => Ok(self.problems(&query)),
+            "/v1/dump" => self.dump().await,
+            "/v1/flows" => self.flows(&query).await,
+            path => Err(Refused(StatusCode::NOT_FOUND, format!("there is no {path}"))),
+        };
+        match value {
+            Ok(value) => http::json(StatusCode::OK, &value),
+            Err(Refused(status, error)) => http::json(status, &json!({ "error": error })),
+        }
+    }
+
+    async fn status(&self) -> Value {
+        let snapshot = self.board.snapshot();
+        // A reconciler that is busy tells its fill another time.
+        let fill = self.reconciler.ask(|reconciler| reconciler.datapath.fill()).await.unwrap_or_default();
+        let state = match (snapshot.phase, snapshot.ready()) {
+            (Phase::Standby, _) => "standby",
+            (Phase::Listing, _) => "waiting for the first complete lists",
+            (Phase::Synced, true) => "ready",
+            (Phase::Synced, false) => "synced, but a hook is missing",
+        };
+        json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "state": state,
+            "ready": snapshot.ready(),
+            "l4": self.l4,
+            "node": {
+                "name": self.node_name,
+                "addresses": snapshot.node_addresses,
+                "eligible": snapshot.node_eligible,
+            },
+            "source": { "origin": self.syncs.origin(), "kinds": kinds(&self.syncs) },
+            "programmed": {
+                "services": snapshot.services,
+                "frontends": snapshot.frontends,
+                "backends": snapshot.backends,
+            },
+            "sync": {
+                "rounds": snapshot.rounds,
+                "last_round_micros": snapshot.last_round_micros,
+                "last_applied_ms": self.board.applied_at(),
+                "waiting_ms": u64::try_from(self.board.pending_for().as_millis()).unwrap_or(u64::MAX),
+                "pending_services": snapshot.pending_ops,
+                "now_ms": now_ms(),
+            },
+            "devices": *snapshot.links,
+            "hooks": *snapshot.hooks,
+            "maps": fill,
+            "listeners": self.board.listeners(),
+            "problems": self.board.problems(),
+        })
+    }
+
+    async fn services(&self, query: &BTreeMap<String, String>) -> Result<Value, Refused> {
+        let wanted = service(query)?;
+        let namespace = query.get("namespace").cloned();
+        let found = self
+            .reconciler
+            .ask(move |reconciler| {
+                let told = |key: &ObjectKey| {
+                    wanted.as_ref().is_none_or(|wanted| wanted == key)
+                        && namespace.as_ref().is_none_or(|namespace| *namespace == key.namespace)
+                };
+                (answers::services(reconciler, told), wanted.clone())
+            })
+            .await?;
+        match found {
+            (Value::Array(all), Some(wanted)) if all.is_empty() => {
+                Err(Refused(StatusCode::NOT_FOUND, format!("there is no Service {wanted}")))
+            }
+            (all, _) => Ok(json!({ "services": all })),
+        }
+    }
+
+    async fn explain(&self, query: &BTreeMap<String, String>) -> Result<Value, Refused> {
+        let bad = |reason| Refused(StatusCode::BAD_REQUEST, reason);
+        let target = query.get("target").ok_or_else(|| bad("no target".to_string()))?;
+        let target = explain::parse(target).map_err(bad)?;
+        let from = match query.get("from") {
+            None => None,
+            Some(text) => {
+                Some(text.parse::<IpAddr>().map_err(|_| bad(format!("--from {text}: not an IP address")))?)
+            }
+        };
+        let cidrs = self.service_cidrs.clone();
+        let told = self
+            .reconciler
+            .ask(move |reconciler| answers::explain(reconciler, &target, from, &cidrs))
+            .await?;
+        let told = told.map_err(|error| Refused(StatusCode::INTERNAL_SERVER_ERROR, format!("{error:#}")))?;
+        let mut value = serde_json::to_value(&told).unwrap_or_default();
+        if let Value::Object(fields) = &mut value {
+            fields.insert("text".into(), told.text().into());
+        }
+        Ok(value)
+    }
+
+    fn problems(&self, query: &BTreeMap<String, String>) -> Value {
+        let mut problems = self.board.problems();
+        if let Some(namespace) = query.get("namespace") {
+            problems.retain(|problem| problem.object.key.namespace == *namespace);
+        }
+        json!({ "problems": problems })
+    }
+
+    async fn dump(&self) -> Result<Value, Refused> {
+        let status = self.status().await;
+        let mut dump = self.reconciler.ask(answers::dump).await?;
+        if let Value::Object(fields) = &mut dump {
+            fields.insert("status".into(), status);
+        }
+        Ok(dump)
+    }
+
+    async fn flows(&self, query: &BTreeMap<String, String>) -> Result<Value, Refused> {
+        let wanted = service(query)?;
+        let limit = query.get("limit").and_then(|limit| limit.parse().ok()).unwrap_or(1000);
+        let flows =
+            self.reconciler.ask(move |reconciler| answers::flows(reconciler, wanted.as_ref(), limit)).await?;
+        Ok(json!({ "flows": flows }))
+    }
+}
+
+fn service(query: &BTreeMap<String, String>) -> Result<Option<ObjectKey>, Refused> {
+    let parse = |text: &String| {
+        crate::args::value::object_key(text)
+            .map_err(|why| Refused(StatusCode::BAD_REQUEST, format!("{text}: {why}")))
+    };
+    query.get("service").map(parse).transpose()
+}
+
+fn kinds(syncs: &Syncs) -> BTreeMap<String, Value> {
+    let kinds = syncs.kinds().into_iter();
+    kinds.map(|(kind, state)| (kind.to_string(), serde_json::to_value(state).unwrap_or_default())).collect()
+}

@@ -1,0 +1,183 @@
+//! Builds the parts, joins them, and stops them in order.
+//!
+//! The order at start: health and metrics listen, then the node's lock, then the data path
+//! (whose maps an earlier agent left), then the reconciler, the admin socket, the watchers.
+//! At the end everything in the kernel stays as it is.
+
+mod parts;
+
+use crate::admin::Admin;
+use crate::args::{Config, SourceKind};
+use crate::board::Board;
+use crate::datapath::Datapath;
+use crate::http::{self, Answer};
+use crate::metrics::Metrics;
+use crate::reconcile::{Handle, Intake, Parts, Reconciler, spawn};
+use crate::source::Syncs;
+use crate::{health, lock, logs, node};
+use anyhow::Context;
+use hyper::body::Incoming;
+use hyper::{Request, StatusCode};
+use std::future::Future;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+
+/// Batches that may wait for the reconciler.
+const BATCHES: usize = 64;
+/// Longest wait for a round to end at shutdown.
+const LAST_ROUND: Duration = Duration::from_secs(5);
+
+/// Runs the agent until SIGTERM or SIGINT.
+///
+/// # Errors
+/// When a part cannot be built; what was in the kernel before is untouched then.
+pub fn run(config: Config) -> anyhow::Result<()> {
+    logs::init(&config.log);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name("weir")
+        .enable_all()
+        .build()
+        .context("threads cannot be started")?;
+    let result = runtime.block_on(async {
+        let (mut terminate, mut interrupt) =
+            (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        let stop = async move {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+        };
+        let open = {
+            let config = config.clone();
+            move || parts::datapath(&config)
+        };
+        serve(config, open, stop).await
+    });
+    // A listing that hangs must not hold up the end.
+    runtime.shutdown_background();
+    result
+}
+
+/// Runs the agent over the data path that `open` gives, until `stop`.
+///
+/// # Errors
+/// As [`run`].
+pub async fn serve(
+    config: Config,
+    open: impl FnOnce() -> anyhow::Result<Box<dyn Datapath>> + Send + 'static,
+    stop: impl Future<Output = ()>,
+) -> anyhow::Result<()> {
+    let mut stop = std::pin::pin!(stop);
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), node = config.node_name, "weir starts");
+    if config.l7.asked {
+        tracing::warn!("this version has no L7 half: --l7 on has no effect");
+    }
+    lock::prepare(&config.state_dir)?;
+    let (board, metrics) = (Arc::<Board>::default(), Arc::<Metrics>::default());
+    let handle = Arc::<OnceLock<Handle>>::default();
+    // Dropping the set ends all tasks in it.
+    let mut tasks = JoinSet::new();
+    listen(&mut tasks, &config, &board, &metrics, &handle);
+
+    let standby = || tracing::info!("another agent runs on this node: standing by");
+    let _lock = tokio::select! {
+        lock = lock::acquire(&config.state_dir, standby) => lock?,
+        () = &mut stop => return Ok(()),
+    };
+    let datapath = tokio::task::spawn_blocking(open).await.context("the data path")??;
+    let reconciler = Reconciler::new(Parts {
+        node_name: config.node_name.clone(),
+        node_required: matches!(config.source.kind, SourceKind::Api(_)),
+        model: config.model.clone(),
+        node: parts::node_options(&config),
+        datapath,
+        board: Arc::clone(&board),
+        metrics: Arc::clone(&metrics),
+    })
+    .context("the maps of an earlier agent cannot be taken over")?;
+
+    let (tables_sender, tables) = watch::channel(Arc::default());
+    tasks.spawn(node::follow(tables_sender));
+    let (batch_sender, batches) = mpsc::channel(BATCHES);
+    let (stop_reconciler, stopped) = oneshot::channel();
+    let (asks, mut ended) = spawn(reconciler, Intake { batches, tables }, stopped)?;
+    // Set once: this is the only place.
+    let _first = handle.set(asks.clone());
+    let syncs = Arc::<Syncs>::default();
+    parts::source(&mut tasks, &config, batch_sender, Arc::clone(&syncs))?;
+    let admin = Arc::new(Admin {
+        node_name: config.node_name.clone(),
+        l4: config.l4.is_some(),
+        board: Arc::clone(&board),
+        syncs,
+        reconciler: asks,
+        service_cidrs: parts::service_cidrs(&config),
+    });
+    let socket = config.http.admin_socket.clone();
+    let (admin_failed, mut admin_failure) = oneshot::channel();
+    tasks.spawn(async move {
+        let answer = move |request| Arc::clone(&admin).answer(request);
+        if let Err(error) = http::serve_unix(&socket, answer).await {
+            // Nobody waits for it when the agent is stopping.
+            let _stopping = admin_failed.send(error);
+        }
+    });
+
+    tokio::select! {
+        () = &mut stop => {}
+        _ = &mut ended => anyhow::bail!("the reconciler ended; see the log"),
+        Ok(error) = &mut admin_failure => return Err(error),
+    }
+    tracing::info!("weir stops; the data path stays in place");
+    drop(stop_reconciler);
+    let _slow = tokio::time::timeout(LAST_ROUND, ended).await;
+    // The next agent makes its own; one that took over already has.
+    let _gone = std::fs::remove_file(&config.http.admin_socket);
+    Ok(())
+}
+
+/// Health and metrics, also while another agent holds the node.
+fn listen(
+    tasks: &mut JoinSet<()>,
+    config: &Config,
+    board: &Arc<Board>,
+    metrics: &Arc<Metrics>,
+    handle: &Arc<OnceLock<Handle>>,
+) {
+    let answer = {
+        let (board, metrics) = (Arc::clone(board), Arc::clone(metrics));
+        move |request: Request<Incoming>| {
+            let answer = health::answer(request.method(), request.uri().path(), &board, &metrics);
+            std::future::ready(answer)
+        }
+    };
+    tasks.spawn(http::serve_tcp("--healthz-listen", config.http.healthz, Arc::clone(board), answer));
+    let answer = {
+        let (metrics, handle) = (Arc::clone(metrics), Arc::clone(handle));
+        move |request: Request<Incoming>| {
+            let (metrics, handle) = (Arc::clone(&metrics), handle.get().cloned());
+            async move { measure(request.uri().path(), &metrics, handle).await }
+        }
+    };
+    tasks.spawn(http::serve_tcp("--metrics-listen", config.http.metrics, Arc::clone(board), answer));
+}
+
+async fn measure(path: &str, metrics: &Metrics, handle: Option<Handle>) -> Answer {
+    match path {
+        "/metrics" => {
+            let reading = match handle {
+                // Busy: the last reading is told again.
+                Some(handle) => handle.ask(Reconciler::reading).await.ok(),
+                None => None,
+            };
+            let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+            http::answer(StatusCode::OK, content_type, metrics.text(reading))
+        }
+        "/proxyMode" => http::answer(StatusCode::OK, "text/plain", "ebpf"),
+        _ => http::answer(StatusCode::NOT_FOUND, "text/plain", "try /metrics or /proxyMode\n"),
+    }
+}

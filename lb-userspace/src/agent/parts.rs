@@ -1,0 +1,132 @@
+//! From the configuration to the parts.
+
+use crate::args::value::{Devices, NodePortAddresses};
+use crate::args::{Config, L4Config, LogLevel, SourceKind, Xdp};
+use crate::datapath::bpf::Bpf;
+use crate::datapath::loader::{LoadOptions, XdpPolicy};
+use crate::datapath::sim::Sim;
+use crate::datapath::{Capacity, Datapath};
+use crate::node::Options;
+use crate::source::dir::{DirOptions, DirSource};
+use crate::source::fill::FillConfig;
+use crate::source::{Batches, Syncs};
+use anyhow::Context;
+use ipnet::IpNet;
+use lb_common::abi::capacity;
+use std::path::PathBuf;
+use std::sync::Arc;
+use tokio::task::JoinSet;
+
+/// The kernel's data path, or one in memory that no packet sees (`--l4 off`).
+pub(super) fn datapath(config: &Config) -> anyhow::Result<Box<dyn Datapath>> {
+    let Some(l4) = &config.l4 else {
+        tracing::info!("L4 is off: Services are looked at, nothing is programmed");
+        return Ok(Box::new(Sim::new(capacity(None))));
+    };
+    let cgroup = match (l4.socket_lb, &l4.cgroup) {
+        (false, _) => None,
+        (true, Some(path)) => Some(path.clone()),
+        (true, None) => Some(cgroup_root()?),
+    };
+    let options = LoadOptions {
+        bpffs: l4.bpffs.clone(),
+        cgroup,
+        xdp: match l4.xdp {
+            Xdp::Auto => XdpPolicy::Auto,
+            Xdp::Native => XdpPolicy::Native,
+            Xdp::Generic => XdpPolicy::Generic,
+            Xdp::Off => XdpPolicy::Off,
+        },
+        snat: l4.snat,
+        capacity: capacity(l4.conntrack_max),
+        log_level: log_level(l4),
+        clsact: false,
+        verbose: false,
+    };
+    Ok(Box::new(Bpf::new(options).context("the data path cannot be loaded")?))
+}
+
+/// aya-log's numbers.
+fn log_level(l4: &L4Config) -> u8 {
+    match l4.bpf_log {
+        LogLevel::Off => 0,
+        LogLevel::Error => 1,
+        LogLevel::Warn => 2,
+        LogLevel::Info => 3,
+        LogLevel::Debug => 4,
+        LogLevel::Trace => 5,
+    }
+}
+
+/// Sizes of the maps. A flow is two entries, one for each direction.
+fn capacity(conntrack_max: Option<u32>) -> Capacity {
+    let entries = match conntrack_max {
+        Some(flows) => flows.saturating_mul(2),
+        None => by_memory(),
+    };
+    Capacity {
+        frontends: capacity::FRONTENDS as u32,
+        backends: capacity::BACKENDS as u32,
+        table_blocks: capacity::TABLE_BLOCKS as u32,
+        flows: entries,
+        transient: (entries / 4).max(capacity::TRANSIENT as u32),
+        services: capacity::SERVICES as u32,
+    }
+}
+
+/// 1/64 of the memory at about 160 bytes an entry, within netfilter's usual bounds (S67).
+fn by_memory() -> u32 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let total = text
+        .lines()
+        .find_map(|line| line.strip_prefix("MemTotal:")?.split_whitespace().next()?.parse::<u64>().ok());
+    let entries = total.unwrap_or(0) * 1024 / 64 / 160;
+    u32::try_from(entries).unwrap_or(u32::MAX).clamp(capacity::FLOWS as u32, 2_097_152)
+}
+
+/// Where cgroup2 is mounted.
+fn cgroup_root() -> anyhow::Result<PathBuf> {
+    let mounts = std::fs::read_to_string("/proc/self/mounts").context("mounts cannot be read")?;
+    let found = mounts.lines().find_map(|line| {
+        let mut fields = line.split(' ');
+        let (_, place, kind) = (fields.next()?, fields.next()?, fields.next()?);
+        (kind == "cgroup2").then(|| PathBuf::from(place))
+    });
+    found.context("cgroup2 is mounted nowhere: name a control group with --cgroup, or use --socket-lb off")
+}
+
+pub(super) fn node_options(config: &Config) -> Options {
+    config.l4.as_ref().map_or(
+        Options { devices: Devices::Auto, pod_devices: true, nodeport_addresses: NodePortAddresses::Primary },
+        Options::from,
+    )
+}
+
+/// Ranges of ClusterIPs, as far as they are known.
+pub(super) fn service_cidrs(config: &Config) -> Vec<IpNet> {
+    match &config.source.kind {
+        SourceKind::Manifests { service_cidrs, .. } => service_cidrs.clone(),
+        SourceKind::Api(_) => Vec::new(),
+    }
+}
+
+/// Starts the source.
+pub(super) fn source(
+    tasks: &mut JoinSet<()>,
+    config: &Config,
+    batches: Batches,
+    syncs: Arc<Syncs>,
+) -> anyhow::Result<()> {
+    match &config.source.kind {
+        SourceKind::Manifests { paths, service_cidrs } => {
+            let service_cidrs = service_cidrs.iter().map(|cidr| cidr.trunc().to_string().parse());
+            let service_cidrs = service_cidrs.collect::<Result<Vec<_>, _>>();
+            let service_cidrs = service_cidrs.map_err(|error| anyhow::anyhow!("--service-cidr: {error}"))?;
+            let range = config.source.nodeport_range;
+            let fill = FillConfig { service_cidrs, node_ports: (range.first, range.last) };
+            tasks.spawn(DirSource::new(DirOptions { paths: paths.clone(), fill }).run(batches, syncs));
+        }
+        SourceKind::Api(_) => anyhow::bail!("the API server is not a source yet: use --manifests"),
+    }
+    Ok(())
+}

@@ -1,0 +1,119 @@
+//! The thread that the reconciler lives on, and the ways to reach it.
+
+use super::Reconciler;
+use crate::board::Board;
+use crate::node::Tables;
+use crate::source::Batch;
+use anyhow::Context;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::{mpsc, oneshot, watch};
+
+/// A question that runs on the reconciler's thread, between two rounds.
+pub type Ask = Box<dyn FnOnce(&mut Reconciler) + Send>;
+
+/// Longest wait for an answer.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What a reconciler is fed with.
+pub struct Intake {
+    pub batches: mpsc::Receiver<Batch>,
+    pub tables: watch::Receiver<Arc<Tables>>,
+}
+
+/// Asks a running reconciler.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    asks: mpsc::Sender<Ask>,
+}
+
+impl Handle {
+    /// Runs `question` and returns its answer.
+    ///
+    /// # Errors
+    /// When the reconciler is gone, or busy for too long.
+    pub async fn ask<T: Send + 'static>(
+        &self,
+        question: impl FnOnce(&mut Reconciler) -> T + Send + 'static,
+    ) -> anyhow::Result<T> {
+        let (sender, answer) = oneshot::channel();
+        let ask: Ask = Box::new(move |reconciler| {
+            // Whoever asked may have gone away.
+            let _gone = sender.send(question(reconciler));
+        });
+        let answer = async {
+            self.asks.send(ask).await.map_err(|_| anyhow::anyhow!("the agent is stopping"))?;
+            answer.await.context("the agent is stopping")
+        };
+        tokio::time::timeout(PATIENCE, answer).await.context("the agent is busy")?
+    }
+}
+
+/// Starts the thread. It ends when the answer's receiver of `stop` is dropped or when the
+/// source is gone; the returned channel then yields.
+///
+/// # Errors
+/// When the thread cannot be started.
+pub fn spawn(
+    reconciler: Reconciler,
+    intake: Intake,
+    stop: oneshot::Receiver<()>,
+) -> anyhow::Result<(Handle, oneshot::Receiver<()>)> {
+    let (asks, questions) = mpsc::channel(64);
+    let (ended, end) = oneshot::channel();
+    let board = Arc::clone(&reconciler.board);
+    let (stamped, batches) = mpsc::channel(1024);
+    tokio::spawn(stamp(intake.batches, stamped, board));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
+    std::thread::Builder::new().name("reconcile".into()).spawn(move || {
+        runtime.block_on(drive(reconciler, batches, intake.tables, questions, stop));
+        let _nobody = ended.send(());
+    })?;
+    Ok((Handle { asks }, end))
+}
+
+/// Notes when each batch came, also while the reconciler is busy.
+async fn stamp(
+    mut batches: mpsc::Receiver<Batch>,
+    stamped: mpsc::Sender<(Instant, Batch)>,
+    board: Arc<Board>,
+) {
+    while let Some(batch) = batches.recv().await {
+        board.heard();
+        if stamped.send((Instant::now(), batch)).await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn drive(
+    mut reconciler: Reconciler,
+    mut batches: mpsc::Receiver<(Instant, Batch)>,
+    mut tables: watch::Receiver<Arc<Tables>>,
+    mut questions: mpsc::Receiver<Ask>,
+    mut stop: oneshot::Receiver<()>,
+) {
+    reconciler.set_tables(tables.borrow_and_update().clone());
+    reconciler.round();
+    loop {
+        tokio::select! {
+            biased;
+            _ = &mut stop => return,
+            batch = batches.recv() => {
+                let Some((heard, batch)) = batch else { return };
+                reconciler.take(heard, batch);
+                while let Ok((heard, batch)) = batches.try_recv() {
+                    reconciler.take(heard, batch);
+                }
+            }
+            // A watcher that is gone leaves the last tables standing.
+            Ok(()) = tables.changed() => reconciler.set_tables(tables.borrow_and_update().clone()),
+            Some(ask) = questions.recv() => {
+                ask(&mut reconciler);
+                continue;
+            }
+            () = tokio::time::sleep_until(reconciler.next_wake().into()) => {}
+        }
+        reconciler.round();
+    }
+}

@@ -1,0 +1,410 @@
+//! The loop: the only place where all stages meet.
+//!
+//! A round drains changes into the objects, has the model recompute what they touch, plans
+//! the Services whose state differs and carries the plans out. It is level-triggered and
+//! keyed by Service: work is that of the changed Services, and what failed is asked for
+//! again with backoff. Nothing is planned before every kind that Services are decided from
+//! has been listed (S8). All state lives on one thread; whoever wants to know sends a
+//! question ([`Ask`]) that runs between two rounds.
+
+mod drive;
+mod node;
+mod problems;
+mod retry;
+
+pub use drive::{Ask, Handle, Intake, spawn};
+
+use crate::board::{Board, Phase, Snapshot};
+use crate::datapath::{Datapath, Hook, NodeFacts, OpError, Programmed};
+use crate::metrics::{Metrics, Reading, Round};
+use crate::model::{Model, ModelOptions, NodeView};
+use crate::node::{NodeState, Options, Tables};
+use crate::plan::Planner;
+use crate::plan::op::Op;
+use crate::problem::{Kind, ObjectKey, ObjectRef, Problem};
+use crate::source::{Batch, Change, Object, Objects};
+use problems::Problems;
+use retry::Retries;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// How often everything is compared with what the kernel holds.
+const CHECK: Duration = Duration::from_secs(60);
+/// How often flows are swept.
+const SWEEP: Duration = Duration::from_secs(5);
+
+/// What a reconciler is built from.
+pub struct Parts {
+    pub node_name: String,
+    /// A Node that is not there is wrong (API server), or its absence means nothing (manifests).
+    pub node_required: bool,
+    pub model: ModelOptions,
+    pub node: Options,
+    pub datapath: Box<dyn Datapath>,
+    pub board: Arc<Board>,
+    pub metrics: Arc<Metrics>,
+}
+
+/// All stages and what has been done so far.
+pub struct Reconciler {
+    pub(crate) objects: Objects,
+    pub(crate) model: Model,
+    pub(crate) planner: Planner,
+    pub(crate) datapath: Box<dyn Datapath>,
+    pub(crate) node: NodeState,
+    pub(crate) view: NodeView,
+    pub(crate) inputs: crate::node::Inputs,
+    options: Options,
+    tables: Arc<Tables>,
+    node_required: bool,
+    /// Addresses of this node's endpoints, by Service: pods whose links are looked for.
+    local_endpoints: BTreeMap<ObjectKey, BTreeSet<IpAddr>>,
+    facts: Option<NodeFacts>,
+    hooks: Arc<Vec<Hook>>,
+    dirty: BTreeSet<ObjectKey>,
+    /// Everything is to be planned anew, whether the model changed or not.
+    plan_all: bool,
+    /// Node facts may differ.
+    node_dirty: bool,
+    retries: Retries,
+    problems: Problems,
+    phase: Phase,
+    /// Leftovers of Services that went away while no agent ran are still to be retired.
+    leftovers: bool,
+    /// Hearing of the oldest change of the coming round.
+    heard: Option<Instant>,
+    triggers: Vec<SystemTime>,
+    slices: u64,
+    started: Instant,
+    started_at: SystemTime,
+    next_check: Instant,
+    next_sweep: Instant,
+    /// Facts or hooks failed: tried again then.
+    node_retry: Option<Instant>,
+    rounds: u64,
+    board: Arc<Board>,
+    metrics: Arc<Metrics>,
+}
+
+impl Reconciler {
+    /// Takes over what an earlier agent left in the maps.
+    ///
+    /// # Errors
+    /// When the maps cannot be read.
+    pub fn new(parts: Parts) -> anyhow::Result<Self> {
+        let Parts { node_name, node_required, model, node, mut datapath, board, metrics } = parts;
+        let mut planner = Planner::new(datapath.capacity());
+        planner.restore(datapath.read()?, 0);
+        let started = Instant::now();
+        let view = NodeView { name: node_name.clone(), ..NodeView::default() };
+        let state = crate::node::derive(&Tables::default(), &node, &crate::node::Inputs::default());
+        Ok(Self {
+            objects: Objects::new(node_name),
+            model: Model::new(model),
+            planner,
+            datapath,
+            node: state,
+            view,
+            inputs: crate::node::Inputs::default(),
+            options: node,
+            tables: Arc::default(),
+            node_required,
+            local_endpoints: BTreeMap::new(),
+            facts: None,
+            hooks: Arc::default(),
+            dirty: BTreeSet::new(),
+            plan_all: false,
+            node_dirty: true,
+            retries: Retries::default(),
+            problems: Problems::default(),
+            phase: Phase::Listing,
+            leftovers: true,
+            heard: None,
+            triggers: Vec::new(),
+            slices: 0,
+            started,
+            started_at: SystemTime::now(),
+            next_check: started + CHECK,
+            next_sweep: started + SWEEP,
+            node_retry: None,
+            rounds: 0,
+            board,
+            metrics,
+        })
+    }
+
+    /// Folds a batch in; `heard` is when it came.
+    pub fn take(&mut self, heard: Instant, batch: Batch) {
+        self.heard.get_or_insert(heard);
+        for change in &batch {
+            if let Change::Upsert(Object::EndpointSlice(slice)) = change {
+                self.slices += 1;
+                let at =
+                    slice.trigger_time.and_then(|nanos| u64::try_from(nanos).ok()).map(Duration::from_nanos);
+                // Older than this agent: its latency would be that of somebody else (S59).
+                self.triggers.extend(at.map(|at| UNIX_EPOCH + at).filter(|at| *at > self.started_at));
+            }
+        }
+        let touched = self.objects.apply_all(batch);
+        self.dirty.extend(touched.services);
+        self.node_dirty |= touched.node | touched.pods;
+        self.problems.set_sources(&self.objects.source_problems);
+    }
+
+    /// The kernel's tables, whole.
+    pub fn set_tables(&mut self, tables: Arc<Tables>) {
+        self.tables = tables;
+        self.node_dirty = true;
+    }
+
+    /// When the next round is due without any change.
+    pub fn next_wake(&self) -> Instant {
+        let timers = [Some(self.next_check), Some(self.next_sweep), self.retries.next(), self.node_retry];
+        timers.into_iter().flatten().min().unwrap_or(self.next_check)
+    }
+
+    /// One round: does whatever is due.
+    pub fn round(&mut self) {
+        let now = Instant::now();
+        if !self.objects.ready_l4() {
+            self.publish(Duration::ZERO);
+            return;
+        }
+        if now >= self.next_check {
+            self.next_check = now + CHECK;
+            self.check();
+        }
+        if self.node_dirty {
+            self.update_view();
+        }
+        let dirty = std::mem::take(&mut self.dirty);
+        let full = self.plan_all || self.phase == Phase::Listing;
+        let mut work = self.model.update(&self.objects, &self.view, &dirty);
+        if std::mem::take(&mut self.plan_all) {
+            work.extend(self.model.states().keys().cloned());
+        }
+        for key in &work {
+            self.note(key);
+        }
+        work.extend(self.retries.due(now));
+        let mut round = Round { full, services: work.len() as u64, ..Round::default() };
+        for key in &work {
+            self.carry_out(key, now, &mut round);
+        }
+        if self.leftovers {
+            self.retire_leftovers(&mut round);
+        }
+        if now >= self.next_sweep {
+            self.next_sweep = now + SWEEP;
+            self.sweep(&mut round);
+        }
+        self.update_node();
+        self.phase = Phase::Synced;
+        self.finish(now, round);
+    }
+
+    fn seconds(&self) -> u64 {
+        self.started.elapsed().as_secs()
+    }
+
+    /// Remembers what a recomputed Service says about problems and about pods here.
+    fn note(&mut self, key: &ObjectKey) {
+        let state = self.model.state(key);
+        self.problems.set_service(key, state.map_or(&[], |state| &state.problems));
+        let backends = state.iter().flat_map(|state| state.ports.values()).flat_map(|port| &port.backends);
+        let local: BTreeSet<IpAddr> =
+            backends.filter(|backend| backend.local).map(|backend| IpAddr::from(backend.addr)).collect();
+        let before = if local.is_empty() {
+            self.local_endpoints.remove(key)
+        } else {
+            self.local_endpoints.insert(key.clone(), local.clone())
+        };
+        self.node_dirty |= before.unwrap_or_default() != local;
+    }
+
+    /// Plans one Service and applies the plan.
+    fn carry_out(&mut self, key: &ObjectKey, now: Instant, round: &mut Round) {
+        let seconds = self.seconds();
+        let plan = self.planner.diff(key, self.model.state(key), seconds);
+        let datapath = &mut self.datapath;
+        let failed = self.planner.carry_out(&plan.ops, seconds, |ops| datapath.apply(ops));
+        round.ops += plan.ops.len() as u64;
+        round.failed += failed.len() as u64;
+        let mut problems = plan.problems;
+        problems
+            .extend(failed.iter().take(3).map(|failure| failure_problem(key, &failure.op, &failure.error)));
+        if problems.is_empty() {
+            self.retries.succeeded(key);
+        } else {
+            self.retries.failed(key, now);
+        }
+        self.problems.set_failure(key, problems);
+    }
+
+    /// Applies operations that belong to no living Service; says whether all succeeded.
+    fn apply_loose(&mut self, ops: &[Op], round: &mut Round) -> bool {
+        let seconds = self.seconds();
+        let datapath = &mut self.datapath;
+        let failed = self.planner.carry_out(ops, seconds, |ops| datapath.apply(ops));
+        round.ops += ops.len() as u64;
+        round.failed += failed.len() as u64;
+        for failure in &failed {
+            tracing::debug!(op = ?failure.op, error = %failure.error, "operation failed");
+        }
+        failed.is_empty()
+    }
+
+    /// What was found in the maps and claimed by no Service in the first round (S80).
+    fn retire_leftovers(&mut self, round: &mut Round) {
+        let ops = self.planner.finish_first_round();
+        if !ops.is_empty() {
+            tracing::info!(operations = ops.len(), "removing what is left of Services that are gone");
+        }
+        self.leftovers = !self.apply_loose(&ops, round);
+    }
+
+    /// Forgets retired frontends without a flow, and Service ids without a frontend.
+    fn sweep(&mut self, round: &mut Round) {
+        if let Some(sweep) = self.datapath.sweep() {
+            self.metrics.expired(sweep.expired);
+            let idle: Vec<_> = self
+                .planner
+                .retired()
+                .filter(|(_, service)| sweep.flows.get(service).copied().unwrap_or(0) == 0)
+                .map(|(key, _)| key)
+                .collect();
+            for key in idle {
+                let ops = self.planner.forget(&key);
+                self.apply_loose(&ops, round);
+            }
+        }
+        let ops = self.planner.sweep();
+        self.apply_loose(&ops, round);
+    }
+
+    /// Compares what is programmed with what was applied, and starts anew from what is
+    /// there if they differ: somebody else wrote to the maps.
+    fn check(&mut self) {
+        match self.datapath.read() {
+            Ok(Programmed { frontends, backends }) => {
+                if frontends != *self.planner.frontends() || backends != *self.planner.backends() {
+                    tracing::warn!(
+                        frontends = frontends.len(),
+                        backends = backends.len(),
+                        "maps are not as they were left; programming them anew"
+                    );
+                    self.planner.restore(Programmed { frontends, backends }, self.seconds());
+                    self.plan_all = true;
+                    self.leftovers = true;
+                }
+            }
+            Err(error) => tracing::error!(%error, "maps cannot be read back"),
+        }
+        // Said again even if nothing changed: detached programs come back.
+        self.facts = None;
+        self.node_dirty = true;
+    }
+
+    fn finish(&mut self, started: Instant, mut round: Round) {
+        round.took = started.elapsed();
+        round.since_event = self.heard.take().map(|heard| heard.elapsed());
+        let now = SystemTime::now();
+        round.since_trigger = self.triggers.drain(..).filter_map(|at| now.duration_since(at).ok()).collect();
+        round.endpoints = std::mem::take(&mut self.slices);
+        let worked = round.ops > 0 || round.since_event.is_some();
+        if worked {
+            self.metrics.round(&round);
+            tracing::debug!(
+                services = round.services,
+                operations = round.ops,
+                failed = round.failed,
+                micros = round.took.as_micros() as u64,
+                "round"
+            );
+        }
+        self.board.applied(self.retries.len() == 0 && !self.leftovers);
+        self.publish(round.took);
+    }
+
+    fn publish(&mut self, took: Duration) {
+        self.rounds += 1;
+        let eligible = self.objects.node.as_ref().map_or(!self.node_required, |node| !node.leaving);
+        let config = &self.node.facts.config;
+        let addresses = [config.v4, config.v6].into_iter().filter(|addr| !addr.is_unspecified());
+        let first = self.phase == Phase::Synced && self.board.snapshot().phase != Phase::Synced;
+        self.board.publish(Snapshot {
+            phase: self.phase,
+            node_eligible: eligible,
+            node_addresses: addresses.map(|addr| addr.to_string()).collect(),
+            links: Arc::new(self.node.links.clone()),
+            hooks: Arc::clone(&self.hooks),
+            services: self.model.states().len(),
+            frontends: self.planner.frontends().len(),
+            backends: self.planner.backends().len(),
+            rounds: self.rounds,
+            last_round_micros: u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
+            pending_ops: self.retries.len(),
+            problems: self.problems.settle(),
+        });
+        if first {
+            tracing::info!(
+                services = self.model.states().len(),
+                frontends = self.planner.frontends().len(),
+                backends = self.planner.backends().len(),
+                micros = took.as_micros() as u64,
+                "first sync is applied"
+            );
+        }
+    }
+
+    /// Everything that metrics read at the moment of asking.
+    pub(crate) fn reading(&mut self) -> Reading {
+        let mut services: BTreeMap<ObjectKey, lb_common::abi::ServiceCounters> = BTreeMap::new();
+        for port in self.model.states().values().flat_map(|state| state.ports.keys()) {
+            let Some(id) = self.planner.service_id(port) else { continue };
+            let counters = self.datapath.service_counters(id);
+            if counters == lb_common::abi::ServiceCounters::default() {
+                continue;
+            }
+            let sum = services.entry(port.service.clone()).or_default();
+            sum.packet_flows += counters.packet_flows;
+            sum.socket_flows += counters.socket_flows;
+            sum.no_endpoint += counters.no_endpoint;
+            sum.dropped += counters.dropped;
+        }
+        Reading {
+            counters: self.datapath.counters(),
+            fill: self.datapath.fill(),
+            services,
+            problems: self.board.problems(),
+            programmed: [
+                self.model.states().len(),
+                self.planner.frontends().len(),
+                self.planner.backends().len(),
+            ],
+            pending_ops: self.retries.len(),
+        }
+    }
+}
+
+fn failure_problem(key: &ObjectKey, op: &Op, error: &OpError) -> Problem {
+    let what = match op {
+        Op::PutBackend(_, backend) => format!("backend {}:{}", backend.addr, backend.port),
+        Op::WriteTable { .. } => "backend table".to_string(),
+        Op::PutFrontend(frontend, _) | Op::DeleteFrontend(frontend) => {
+            format!("frontend {}:{}/{}", frontend.addr, frontend.port, frontend.proto)
+        }
+        Op::DeleteBackend(id) => format!("backend {id}"),
+        Op::DeleteService(id) => format!("service id {id}"),
+    };
+    Problem {
+        object: ObjectRef { kind: Kind::Service, key: key.clone() },
+        field: "datapath".into(),
+        reason: format!("{what}: {error}; tried again"),
+    }
+}
+
+#[cfg(test)]
+mod tests;

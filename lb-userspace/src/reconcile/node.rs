@@ -1,0 +1,84 @@
+//! The node's part of a round: what the model must know before, what the data path must
+//! know after.
+
+use super::Reconciler;
+use crate::board::agent_problem;
+use crate::model::NodeView;
+use crate::node::Inputs;
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How soon a hook that could not be attached is tried again: a device may be on its way up.
+const NODE_RETRY: Duration = Duration::from_secs(2);
+
+impl Reconciler {
+    /// What Services are decided from.
+    pub(super) fn update_view(&mut self) {
+        let addresses = self.tables.local.iter().copied().filter(|ip| !ip.is_loopback());
+        self.view = NodeView {
+            name: self.objects.node_name.clone(),
+            zone: self.objects.node.as_ref().and_then(|node| node.zone.clone()),
+            addresses: addresses.collect(),
+        };
+    }
+
+    /// Facts and hooks. The range of node ports is that of the frontends now programmed, so
+    /// this comes last in a round.
+    pub(super) fn update_node(&mut self) {
+        let mut links_changed = self.facts.is_none();
+        if self.node_retry.is_some_and(|due| due <= Instant::now()) {
+            self.facts = None;
+            links_changed = true;
+        }
+        if std::mem::take(&mut self.node_dirty) {
+            self.inputs = self.gather();
+            let state = crate::node::derive(&self.tables, &self.options, &self.inputs);
+            self.problems.set_node(state.problems.clone());
+            links_changed |= state.links != self.node.links;
+            self.node = state;
+        }
+        self.node.facts.config.node_ports = self.planner.node_ports();
+        if self.facts.as_ref() == Some(&self.node.facts) && !links_changed {
+            return;
+        }
+        let mut problems = Vec::new();
+        match self.datapath.set_node(&self.node.facts) {
+            Ok(()) => self.facts = Some(self.node.facts.clone()),
+            Err(error) => {
+                self.facts = None;
+                problems.push(agent_problem(
+                    "datapath",
+                    format!("node facts cannot be written: {error:#}; tried again"),
+                ));
+            }
+        }
+        if links_changed {
+            self.hooks = Arc::new(self.datapath.attach(&self.node.links));
+        }
+        problems.extend(self.hooks.iter().filter_map(|hook| {
+            let error = hook.error.as_deref()?;
+            Some(agent_problem(&hook.hook, format!("{}: not attached: {error}; tried again", hook.place)))
+        }));
+        self.node_retry = (!problems.is_empty()).then(|| Instant::now() + NODE_RETRY);
+        self.problems.set_datapath(problems);
+    }
+
+    fn gather(&self) -> Inputs {
+        let node = self.objects.node.as_deref();
+        let ours = |name: &Option<String>| name.as_ref().is_none_or(|name| *name == self.objects.node_name);
+        let pods = self.objects.pods.values().filter(|pod| !pod.host_network && ours(&pod.node));
+        let mut pod_ips: BTreeSet<IpAddr> = pods.flat_map(|pod| pod.ips.iter().copied()).collect();
+        pod_ips.extend(self.local_endpoints.values().flatten());
+        Inputs {
+            internal_ips: node.map(|node| node.internal_ips.clone()).unwrap_or_default(),
+            pod_ips,
+            pod_cidrs: node
+                .iter()
+                .flat_map(|node| &node.pod_cidrs)
+                .filter_map(|cidr| cidr.parse().ok())
+                .collect(),
+        }
+    }
+}

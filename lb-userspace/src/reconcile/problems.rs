@@ -1,0 +1,80 @@
+//! All problems of all stages, and which of them are new.
+
+use crate::problem::{ObjectKey, Problem};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+/// Problems by who found them.
+#[derive(Debug, Default)]
+pub(super) struct Problems {
+    sources: Vec<Problem>,
+    node: Vec<Problem>,
+    datapath: Vec<Problem>,
+    /// Of the model and of the last plan; Services without any are absent.
+    services: BTreeMap<ObjectKey, Vec<Problem>>,
+    failures: BTreeMap<ObjectKey, Vec<Problem>>,
+    changed: bool,
+    told: BTreeSet<Problem>,
+    all: Arc<Vec<Problem>>,
+}
+
+impl Problems {
+    pub(super) fn set_sources(&mut self, problems: &[Problem]) {
+        replace(&mut self.sources, problems.to_vec(), &mut self.changed);
+    }
+
+    pub(super) fn set_node(&mut self, problems: Vec<Problem>) {
+        replace(&mut self.node, problems, &mut self.changed);
+    }
+
+    /// Of the data path as a whole: hooks, node facts, reading back.
+    pub(super) fn set_datapath(&mut self, problems: Vec<Problem>) {
+        replace(&mut self.datapath, problems, &mut self.changed);
+    }
+
+    /// What the model found wrong with a Service.
+    pub(super) fn set_service(&mut self, key: &ObjectKey, problems: &[Problem]) {
+        self.changed |= set(&mut self.services, key, problems.to_vec());
+    }
+
+    /// Why a Service's plan could not be carried out.
+    pub(super) fn set_failure(&mut self, key: &ObjectKey, problems: Vec<Problem>) {
+        self.changed |= set(&mut self.failures, key, problems);
+    }
+
+    /// All of them, each once. New ones are logged at warn, those that are gone at info.
+    pub(super) fn settle(&mut self) -> Arc<Vec<Problem>> {
+        if !std::mem::take(&mut self.changed) {
+            return Arc::clone(&self.all);
+        }
+        let parts = [&self.sources, &self.node, &self.datapath];
+        let of_services = self.services.values().chain(self.failures.values()).flatten();
+        let now: BTreeSet<Problem> = parts.into_iter().flatten().chain(of_services).cloned().collect();
+        for problem in now.difference(&self.told) {
+            let Problem { object, field, reason } = problem;
+            tracing::warn!(%object, field, reason, "problem");
+        }
+        for problem in self.told.difference(&now) {
+            let Problem { object, field, reason } = problem;
+            tracing::info!(%object, field, reason, "problem is gone");
+        }
+        self.all = Arc::new(now.iter().cloned().collect());
+        self.told = now;
+        Arc::clone(&self.all)
+    }
+}
+
+fn replace(old: &mut Vec<Problem>, new: Vec<Problem>, changed: &mut bool) {
+    if *old != new {
+        *old = new;
+        *changed = true;
+    }
+}
+
+fn set(map: &mut BTreeMap<ObjectKey, Vec<Problem>>, key: &ObjectKey, problems: Vec<Problem>) -> bool {
+    if problems.is_empty() {
+        map.remove(key).is_some()
+    } else {
+        map.insert(key.clone(), problems.clone()).as_ref() != Some(&problems)
+    }
+}

@@ -1,0 +1,325 @@
+#![expect(clippy::unwrap_used, reason = "tests")]
+use super::*;
+use crate::args::value::{Devices, NodePortAddresses};
+use crate::datapath::sim::Sim;
+use crate::datapath::{Capacity, LinkPlan, Sweep};
+use crate::node::Link;
+use crate::source::{Endpoint, EndpointSlice, Service, ServicePort, ServiceType, SlicePort};
+use lb_common::abi::{Addr, Be16, FrontendFlags, FrontendKey, Proto, ServiceCounters, ServiceId};
+use std::sync::Mutex;
+
+const ROOM: Capacity =
+    Capacity { frontends: 64, backends: 64, table_blocks: 64, flows: 64, transient: 64, services: 64 };
+
+/// What is in the "kernel", and what it was told.
+struct Kernel {
+    sim: Sim,
+    hooks: Vec<Hook>,
+    attached: Vec<Vec<LinkPlan>>,
+    flows: BTreeMap<ServiceId, u32>,
+}
+
+/// The data path's side of a [`Kernel`] that outlives it, as the real one does.
+struct Shared(Arc<Mutex<Kernel>>);
+
+impl Datapath for Shared {
+    fn capacity(&self) -> Capacity {
+        self.0.lock().unwrap().sim.capacity()
+    }
+    fn read(&mut self) -> anyhow::Result<Programmed> {
+        self.0.lock().unwrap().sim.read()
+    }
+    fn apply(&mut self, ops: &[Op]) -> Vec<Result<(), OpError>> {
+        self.0.lock().unwrap().sim.apply(ops)
+    }
+    fn set_node(&mut self, facts: &NodeFacts) -> anyhow::Result<()> {
+        self.0.lock().unwrap().sim.set_node(facts)
+    }
+    fn counters(&mut self) -> Vec<u64> {
+        self.0.lock().unwrap().sim.counters()
+    }
+    fn service_counters(&mut self, service: ServiceId) -> ServiceCounters {
+        self.0.lock().unwrap().sim.service_counters(service)
+    }
+    fn attach(&mut self, links: &[LinkPlan]) -> Vec<Hook> {
+        let mut kernel = self.0.lock().unwrap();
+        kernel.attached.push(links.to_vec());
+        kernel.hooks.clone()
+    }
+    fn sweep(&mut self) -> Option<Sweep> {
+        Some(Sweep { flows: self.0.lock().unwrap().flows.clone(), expired: 0 })
+    }
+}
+
+struct Rig {
+    kernel: Arc<Mutex<Kernel>>,
+    board: Arc<Board>,
+    reconciler: Reconciler,
+}
+
+fn start(kernel: &Arc<Mutex<Kernel>>) -> Rig {
+    let board = Arc::<Board>::default();
+    let reconciler = Reconciler::new(Parts {
+        node_name: "n".into(),
+        node_required: true,
+        model: ModelOptions::default(),
+        node: Options {
+            devices: Devices::Auto,
+            pod_devices: true,
+            nodeport_addresses: NodePortAddresses::All,
+        },
+        datapath: Box::new(Shared(Arc::clone(kernel))),
+        board: Arc::clone(&board),
+        metrics: Arc::default(),
+    });
+    Rig { kernel: Arc::clone(kernel), board, reconciler: reconciler.unwrap() }
+}
+
+fn kernel() -> Arc<Mutex<Kernel>> {
+    let sim = Sim::new(ROOM);
+    Arc::new(Mutex::new(Kernel { sim, hooks: Vec::new(), attached: Vec::new(), flows: BTreeMap::new() }))
+}
+
+impl Rig {
+    fn take(&mut self, batch: Batch) {
+        self.reconciler.take(Instant::now(), batch);
+        self.reconciler.round();
+    }
+
+    /// Runs rounds until nothing waits to be tried again.
+    fn settle(&mut self) {
+        for _ in 0..200 {
+            if self.reconciler.retries.len() == 0 && !self.reconciler.leftovers {
+                return;
+            }
+            let soon = self.reconciler.retries.next();
+            let wait = soon.map(|due| due.saturating_duration_since(Instant::now())).unwrap_or_default();
+            std::thread::park_timeout(wait);
+            self.reconciler.round();
+        }
+        panic!("never settled: {:?}", self.board.problems());
+    }
+
+    fn frontends(&self) -> Vec<String> {
+        let kernel = self.kernel.lock().unwrap();
+        let live =
+            kernel.sim.frontends.iter().filter(|(_, frontend)| !frontend.flags.has(FrontendFlags::RETIRED));
+        live.map(|(key, _)| format!("{}:{}", key.addr, key.port)).collect()
+    }
+}
+
+fn key(name: &str) -> ObjectKey {
+    ObjectKey::new("default", name)
+}
+
+fn service(name: &str, ip: &str) -> Object {
+    Object::Service(Service {
+        key: key(name),
+        kind: ServiceType::NodePort,
+        cluster_ips: vec![ip.parse().unwrap()],
+        ports: vec![ServicePort {
+            name: String::new(),
+            proto: Proto::TCP,
+            port: 80,
+            node_port: 30080,
+            app_protocol: None,
+        }],
+        ..Service::default()
+    })
+}
+
+fn slice(name: &str, ips: &[&str]) -> Object {
+    Object::EndpointSlice(EndpointSlice {
+        key: key(&format!("{name}-1")),
+        service: key(name),
+        ports: vec![SlicePort { name: String::new(), proto: Proto::TCP, port: 8080 }],
+        endpoints: ips
+            .iter()
+            .map(|ip| Endpoint {
+                addr: ip.parse().unwrap(),
+                ready: true,
+                serving: true,
+                terminating: false,
+                node: Some("n".into()),
+                zone: None,
+                hint_zones: Vec::new(),
+                hint_nodes: Vec::new(),
+            })
+            .collect(),
+        trigger_time: None,
+        problems: Vec::new(),
+    })
+}
+
+fn node() -> Object {
+    Object::Node(crate::source::Node { name: "n".into(), ..crate::source::Node::default() })
+}
+
+fn lists(services: Vec<Object>, slices: Vec<Object>) -> Batch {
+    vec![
+        Change::Replace(Kind::Node, vec![node()]),
+        Change::Replace(Kind::Service, services),
+        Change::Replace(Kind::EndpointSlice, slices),
+    ]
+}
+
+fn web() -> Batch {
+    lists(vec![service("web", "10.96.0.1")], vec![slice("web", &["10.244.0.5"])])
+}
+
+#[test]
+fn nothing_is_planned_before_every_kind_is_listed() {
+    let mut rig = start(&kernel());
+    rig.take(vec![Change::Replace(Kind::Service, vec![service("web", "10.96.0.1")])]);
+    rig.take(vec![Change::Replace(Kind::Node, vec![node()])]);
+    assert!(rig.frontends().is_empty());
+    assert_eq!(rig.board.snapshot().phase, Phase::Listing);
+    rig.take(vec![Change::Replace(Kind::EndpointSlice, vec![slice("web", &["10.244.0.5"])])]);
+    assert_eq!(rig.frontends().len(), 2);
+    assert_eq!(rig.board.snapshot().phase, Phase::Synced);
+    assert!(rig.board.snapshot().ready());
+}
+
+#[test]
+fn a_restart_waits_for_lists_keeps_ids_and_removes_what_is_gone() {
+    let kernel = kernel();
+    let mut both = web();
+    both.push(Change::Upsert(service("old", "10.96.0.2")));
+    start(&kernel).take(both);
+    let before = kernel.lock().unwrap().sim.frontends.clone();
+
+    let mut rig = start(&kernel);
+    rig.reconciler.round();
+    assert_eq!(rig.kernel.lock().unwrap().sim.frontends, before);
+    rig.take(web());
+    rig.settle();
+    assert!(!rig.frontends().contains(&"10.96.0.2:80".to_string()), "{:?}", rig.frontends());
+    let web = FrontendKey::new(Addr::from("10.96.0.1".parse::<IpAddr>().unwrap()), Be16::new(80), Proto::TCP);
+    assert_eq!(rig.kernel.lock().unwrap().sim.frontends[&web].service, before[&web].service);
+}
+
+#[test]
+fn retired_frontends_are_forgotten_once_no_flow_is_left() {
+    let mut rig = start(&kernel());
+    rig.take(web());
+    let id = *rig.kernel.lock().unwrap().sim.frontends.values().map(|f| &f.service).next().unwrap();
+    rig.kernel.lock().unwrap().flows.insert(id, 1);
+    rig.take(vec![Change::Replace(Kind::Service, vec![])]);
+    rig.reconciler.next_sweep = Instant::now();
+    rig.reconciler.round();
+    assert!(rig.frontends().is_empty());
+    assert_eq!(rig.kernel.lock().unwrap().sim.frontends.len(), 2);
+    rig.kernel.lock().unwrap().flows.clear();
+    rig.reconciler.next_sweep = Instant::now();
+    rig.reconciler.round();
+    assert!(rig.kernel.lock().unwrap().sim.frontends.is_empty());
+}
+
+#[test]
+fn a_failing_map_is_told_and_tried_again_until_it_is_right() {
+    let calm = {
+        let mut rig = start(&kernel());
+        rig.take(web());
+        let text = rig.kernel.lock().unwrap().sim.text();
+        text
+    };
+    let mut rig = start(&kernel());
+    rig.kernel.lock().unwrap().sim.fail_every(Some(2));
+    rig.take(web());
+    assert!(
+        rig.board
+            .problems()
+            .iter()
+            .any(|problem| problem.object.key == key("web") && problem.field == "datapath")
+    );
+    assert!(rig.board.snapshot().pending_ops > 0);
+    rig.kernel.lock().unwrap().sim.fail_every(None);
+    rig.settle();
+    assert_eq!(rig.board.problems(), Vec::new());
+    assert_eq!(rig.kernel.lock().unwrap().sim.text(), calm);
+}
+
+#[test]
+fn the_slow_check_repairs_what_somebody_else_changed() {
+    let mut rig = start(&kernel());
+    rig.take(web());
+    let before = rig.frontends();
+    let calls = rig.kernel.lock().unwrap().attached.len();
+    rig.kernel.lock().unwrap().sim.frontends.clear();
+    rig.reconciler.next_check = Instant::now();
+    rig.reconciler.round();
+    rig.settle();
+    assert_eq!(rig.frontends(), before);
+    // Hooks are said again as well: what was detached comes back.
+    assert_eq!(rig.kernel.lock().unwrap().attached.len(), calls + 1);
+}
+
+#[test]
+fn a_missing_hook_is_told_and_tried_again() {
+    let kernel = kernel();
+    let hook = Hook { place: "eth0".into(), hook: "tcx ingress".into(), error: Some("busy".into()) };
+    kernel.lock().unwrap().hooks = vec![hook.clone()];
+    let mut rig = start(&kernel);
+    rig.take(web());
+    assert!(!rig.board.snapshot().ready());
+    assert!(rig.board.problems().iter().any(|problem| problem.reason.contains("eth0")));
+    rig.kernel.lock().unwrap().hooks = vec![Hook { error: None, ..hook }];
+    assert!(rig.reconciler.next_wake() < Instant::now() + CHECK / 2);
+    rig.reconciler.node_retry = Some(Instant::now());
+    rig.reconciler.round();
+    assert!(rig.board.snapshot().ready());
+    assert_eq!(rig.board.problems(), Vec::new());
+}
+
+#[test]
+fn links_of_local_endpoints_are_found_without_pod_objects() {
+    let mut rig = start(&kernel());
+    let mut tables = Tables::default();
+    let veth = Link {
+        name: "veth5".into(),
+        kind: Some("veth".into()),
+        up: true,
+        loopback: false,
+        ethernet: true,
+        controller: None,
+    };
+    tables.links.insert(5, veth);
+    let destination = "10.244.0.5/32".parse().unwrap();
+    tables.routes.push(crate::node::Route {
+        destination,
+        ifindex: 5,
+        gateway: false,
+        metric: 0,
+        source: None,
+    });
+    rig.reconciler.set_tables(Arc::new(tables));
+    rig.take(web());
+    let attached = rig.kernel.lock().unwrap().attached.last().unwrap().clone();
+    assert_eq!(attached.iter().map(|link| link.name.as_str()).collect::<Vec<_>>(), ["veth5"]);
+    rig.take(vec![Change::Replace(Kind::EndpointSlice, vec![])]);
+    assert_eq!(rig.kernel.lock().unwrap().attached.last().unwrap(), &Vec::new());
+}
+
+#[test]
+fn the_node_port_range_follows_what_is_programmed() {
+    let mut rig = start(&kernel());
+    rig.take(web());
+    let range = |rig: &Rig| rig.kernel.lock().unwrap().sim.node.clone().unwrap().config.node_ports;
+    assert_eq!((range(&rig).first, range(&rig).last), (30080, 30080));
+    rig.take(vec![Change::Replace(Kind::Service, vec![])]);
+    rig.reconciler.next_sweep = Instant::now();
+    rig.reconciler.round();
+    assert!(range(&rig).is_empty());
+}
+
+#[test]
+fn an_unknown_or_leaving_node_is_not_eligible() {
+    let mut rig = start(&kernel());
+    rig.take(web());
+    assert!(rig.board.snapshot().node_eligible);
+    let leaving = crate::source::Node { name: "n".into(), leaving: true, ..crate::source::Node::default() };
+    rig.take(vec![Change::Upsert(Object::Node(leaving))]);
+    assert!(!rig.board.snapshot().node_eligible);
+    rig.take(vec![Change::Delete(ObjectRef { kind: Kind::Node, key: ObjectKey::new("", "n") })]);
+    assert!(!rig.board.snapshot().node_eligible);
+}
