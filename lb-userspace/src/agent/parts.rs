@@ -9,6 +9,7 @@ use crate::datapath::{Capacity, Datapath};
 use crate::node::Options;
 use crate::source::dir::{DirOptions, DirSource};
 use crate::source::fill::FillConfig;
+use crate::source::kube::{ClientOptions, KubeOptions, KubeSource};
 use crate::source::{Batches, Syncs};
 use anyhow::Context;
 use ipnet::IpNet;
@@ -126,7 +127,16 @@ pub(super) fn source(
             let fill = FillConfig { service_cidrs, node_ports: (range.first, range.last) };
             tasks.spawn(DirSource::new(DirOptions { paths: paths.clone(), fill }).run(batches, syncs));
         }
-        SourceKind::Api(_) => anyhow::bail!("the API server is not a source yet: use --manifests"),
+        SourceKind::Api(api) => {
+            let client = ClientOptions {
+                kubeconfig: api.kubeconfig.clone(),
+                apiserver: api.server.clone(),
+                state_dir: config.state_dir.clone(),
+                ..ClientOptions::default()
+            };
+            let options = KubeOptions { client, node_name: config.node_name.clone() };
+            tasks.spawn(KubeSource::new(options).run(batches, syncs));
+        }
     }
     Ok(())
 }

@@ -3,12 +3,12 @@
 //! [`sim`] keeps the same state in memory and can be told to fail; the BPF side is the only
 //! user of aya. Neither knows Kubernetes.
 
-pub mod sim;
 pub mod bpf;
 mod gc;
 mod hash;
 pub mod loader;
 mod pod;
+pub mod sim;
 mod sys;
 
 use crate::plan::op::Op;
