@@ -17,7 +17,10 @@ use watch::{Hint, Watch};
 mod parse;
 mod scan;
 mod store;
+mod text;
 mod watch;
+
+pub use text::Manifests;
 
 /// The kinds that a list is promised for.
 const KINDS: [Kind; 4] = [Kind::Service, Kind::EndpointSlice, Kind::Node, Kind::Pod];
