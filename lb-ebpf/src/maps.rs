@@ -2,7 +2,7 @@
 
 use crate::count;
 use aya_ebpf::Global;
-use aya_ebpf::bindings::{BPF_ANY, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_NOEXIST};
+use aya_ebpf::bindings::{BPF_ANY, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_NOEXIST, bpf_fib_lookup};
 use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, SkStorage};
 use aya_ebpf::macros::btf_map;
 use lb_common::abi::{
@@ -60,6 +60,22 @@ pub(crate) static SERVICE_COUNTERS: Array<
     { BPF_F_MMAPABLE as usize },
 > = Array::new();
 
+/// Copies a map value by words. A plain assignment becomes a call of the compiler's `memmove`,
+/// which on this target goes byte by byte.
+#[inline(always)]
+fn copy<T: bytemuck::Pod>(from: &T, into: &mut T) {
+    let (from, into) = (core::ptr::from_ref(from).cast::<u32>(), core::ptr::from_mut(into).cast::<u32>());
+    for word in 0..size_of::<T>() / size_of::<u32>() {
+        // SAFETY: both have the size of T, which is a multiple of four, and its alignment.
+        unsafe { into.add(word).write(from.add(word).read_volatile()) };
+    }
+}
+
+/// The question to the routing table: filled in field by field, since clearing it as a whole
+/// would be a call as well.
+#[btf_map]
+pub(crate) static FIB: PerCpuArray<bpf_fib_lookup, 1> = PerCpuArray::new();
+
 /// Working memory of the packet in hand. The packet hooks run with softirqs off, so that one
 /// on each CPU is enough; socket hooks, which can be preempted, do not use it.
 #[btf_map]
@@ -115,7 +131,7 @@ impl Tables for KernelTables {
         // SAFETY: copied out at once; an update replaces the element, so no copy is torn.
         match unsafe { FRONTENDS.get(key) } {
             Some(frontend) => {
-                *into = *frontend;
+                copy(frontend, into);
                 true
             }
             None => false,
@@ -160,7 +176,7 @@ impl Tables for KernelTables {
         };
         match found {
             Some(flow) => {
-                *into = *flow;
+                copy(flow, into);
                 true
             }
             None => false,

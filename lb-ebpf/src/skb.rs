@@ -1,14 +1,16 @@
 //! Socket buffers: tc ingress and egress.
 
-use aya_ebpf::EbpfContext;
+use crate::maps;
 use aya_ebpf::bindings::{
     __sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_FIB_LKUP_RET_FRAG_NEEDED,
-    BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, TC_ACT_SHOT, bpf_adj_room_mode,
-    bpf_fib_lookup as FibParams, bpf_redir_neigh, bpf_redir_neigh__bindgen_ty_1, bpf_sock_tuple,
+    BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, bpf_adj_room_mode, bpf_fib_lookup as FibParams,
+    bpf_redir_neigh, bpf_redir_neigh__bindgen_ty_1, bpf_sock, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1,
+    bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2,
 };
 use aya_ebpf::helpers::generated::{
-    bpf_fib_lookup, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_sk_lookup_udp, bpf_sk_release,
-    bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_store_bytes, bpf_skc_lookup_tcp,
+    bpf_fib_lookup, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_sk_lookup_tcp,
+    bpf_sk_lookup_udp, bpf_sk_release, bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_load_bytes,
+    bpf_skb_store_bytes,
 };
 use aya_ebpf::programs::TcContext;
 use core::mem::{MaybeUninit, size_of};
@@ -18,6 +20,9 @@ use lb_common::path::{Network, NoRoute, Route, Tables};
 
 /// `BPF_F_IPV6`: the checksum's addresses have no IP header sum beside them (kernel 6.16).
 const BPF_F_IPV6: u64 = 128;
+/// Socket states of `enum` in `linux/tcp.h`: no peer yet, no peer.
+const TCP_CLOSE: u32 = 7;
+const TCP_LISTEN: u32 = 10;
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 
@@ -79,7 +84,7 @@ impl<const L2: usize> Packet for Skb<L2> {
     #[inline(always)]
     fn correct(&mut self, offset: usize, pseudo: Delta, fields: Delta, udp: bool) -> Option<()> {
         let udp = if udp { u64::from(BPF_F_MARK_MANGLED_0) } else { 0 };
-        let v6 = if crate::maps::KernelTables.settings().flags.has(SettingsFlags::CSUM_IPV6) && self.is_v6() {
+        let v6 = if maps::KernelTables.settings().flags.has(SettingsFlags::CSUM_IPV6) && self.is_v6() {
             BPF_F_IPV6
         } else {
             0
@@ -140,10 +145,11 @@ impl Network for SkbNetwork {
     fn route(&self, source: &Addr, destination: &Addr, proto: Proto) -> Result<Route, NoRoute> {
         // SAFETY: the context outlives the program's run.
         let ifindex = unsafe { (*self.skb).ifindex };
-        let (params, code) = fib(self.skb.cast(), ifindex, source, destination, proto);
-        match code as u32 {
+        let (params, code) =
+            fib(self.skb.cast(), ifindex, source, destination, proto).ok_or(NoRoute::Unreachable)?;
+        match code {
             BPF_FIB_LKUP_RET_SUCCESS | BPF_FIB_LKUP_RET_NO_NEIGH => {
-                Ok(Route { ifindex: params.ifindex, next_hop: next_hop(&params) })
+                Ok(Route { ifindex: params.ifindex, next_hop: next_hop(params) })
             }
             BPF_FIB_LKUP_RET_FRAG_NEEDED => Err(NoRoute::TooBig),
             _ => Err(NoRoute::Unreachable),
@@ -152,46 +158,65 @@ impl Network for SkbNetwork {
 
     #[inline(always)]
     fn socket_owns(&self, tuple: &FlowKey) -> bool {
-        // SAFETY: all zeroes is a valid bpf_sock_tuple, a union of integers.
-        let mut query: bpf_sock_tuple = unsafe { core::mem::zeroed() };
-        let size = if tuple.destination.is_v4() {
-            // SAFETY: writing a union of plain integers.
-            unsafe {
-                query.__bindgen_anon_1.ipv4.saddr = tuple.source.v4_word();
-                query.__bindgen_anon_1.ipv4.daddr = tuple.destination.v4_word();
-                query.__bindgen_anon_1.ipv4.sport = tuple.source_port.wire();
-                query.__bindgen_anon_1.ipv4.dport = tuple.destination_port.wire();
-            }
-            12
+        self.socket(tuple, false)
+    }
+
+    #[inline(always)]
+    fn socket_expects(&self, tuple: &FlowKey) -> bool {
+        self.socket(tuple, true)
+    }
+}
+
+impl SkbNetwork {
+    /// Whether the current network namespace has a socket for this tuple; `connected`: one
+    /// that has a peer.
+    #[inline(always)]
+    fn socket(&self, tuple: &FlowKey, connected: bool) -> bool {
+        // One query each: a union of both would be half undefined, which the verifier sees.
+        if tuple.destination.is_v4() {
+            let query = bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 {
+                saddr: tuple.source.v4_word(),
+                daddr: tuple.destination.v4_word(),
+                sport: tuple.source_port.wire(),
+                dport: tuple.destination_port.wire(),
+            };
+            self.find_socket(query, tuple.proto, connected)
         } else {
-            // SAFETY: writing a union of plain integers.
-            unsafe {
-                query.__bindgen_anon_1.ipv6.saddr = tuple.source.0;
-                query.__bindgen_anon_1.ipv6.daddr = tuple.destination.0;
-                query.__bindgen_anon_1.ipv6.sport = tuple.source_port.wire();
-                query.__bindgen_anon_1.ipv6.dport = tuple.destination_port.wire();
-            }
-            36
-        };
+            let query = bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2 {
+                saddr: tuple.source.0,
+                daddr: tuple.destination.0,
+                sport: tuple.source_port.wire(),
+                dport: tuple.destination_port.wire(),
+            };
+            self.find_socket(query, tuple.proto, connected)
+        }
+    }
+
+    #[inline(always)]
+    fn find_socket<Q>(&self, mut query: Q, proto: Proto, connected: bool) -> bool {
         // Every negative number means the current network namespace.
         let netns = u64::MAX;
-        // SAFETY: the tuple is initialised for `size` bytes; a socket found is released.
+        let (query, size) = ((&raw mut query).cast(), size_of::<Q>() as u32);
+        // SAFETY: the query is one of the two forms of bpf_sock_tuple, told apart by its size;
+        // a socket found is released.
         unsafe {
-            let socket = if tuple.proto == Proto::TCP {
-                bpf_skc_lookup_tcp(self.skb.cast(), &raw mut query, size, netns, 0).cast()
+            let socket: *mut bpf_sock = if proto == Proto::TCP {
+                bpf_sk_lookup_tcp(self.skb.cast(), query, size, netns, 0).cast()
             } else {
-                bpf_sk_lookup_udp(self.skb.cast(), &raw mut query, size, netns, 0)
+                bpf_sk_lookup_udp(self.skb.cast(), query, size, netns, 0).cast()
             };
             if socket.is_null() {
                 return false;
             }
+            // A UDP socket with a peer is "established" too.
+            let state = (*socket).state;
             bpf_sk_release(socket.cast());
+            !connected || (state != TCP_LISTEN && state != TCP_CLOSE)
         }
-        true
     }
 }
 
-/// Asks the kernel's routing table. Shared with XDP.
+/// Asks the kernel's routing table. Shared with XDP. `None` only without the map.
 #[inline(always)]
 pub(crate) fn fib(
     ctx: *mut core::ffi::c_void,
@@ -199,23 +224,27 @@ pub(crate) fn fib(
     source: &Addr,
     destination: &Addr,
     proto: Proto,
-) -> (FibParams, i64) {
-    // SAFETY: all zeroes is a valid value of this structure of integers.
-    let mut params: FibParams = unsafe { core::mem::zeroed() };
-    params.ifindex = ifindex;
-    params.l4_protocol = proto.0;
-    if destination.is_v4() {
-        params.family = AF_INET;
-        params.__bindgen_anon_3.ipv4_src = source.v4_word();
-        params.__bindgen_anon_4.ipv4_dst = destination.v4_word();
-    } else {
-        params.family = AF_INET6;
-        params.__bindgen_anon_3.ipv6_src = source.0;
-        params.__bindgen_anon_4.ipv6_dst = destination.0;
+) -> Option<(&'static FibParams, u32)> {
+    let params = maps::FIB.get_ptr_mut(0)?;
+    // SAFETY: this CPU's element; packet programs do not interrupt each other on it. What the
+    // helper wrote last time (lengths, metric) is cleared; ports and the rest stay zero.
+    unsafe {
+        (*params).l4_protocol = proto.0;
+        (*params).__bindgen_anon_1.tot_len = 0;
+        (*params).__bindgen_anon_2.flowinfo = 0;
+        (*params).ifindex = ifindex;
+        if destination.is_v4() {
+            (*params).family = AF_INET;
+            (*params).__bindgen_anon_3.ipv4_src = source.v4_word();
+            (*params).__bindgen_anon_4.ipv4_dst = destination.v4_word();
+        } else {
+            (*params).family = AF_INET6;
+            (*params).__bindgen_anon_3.ipv6_src = source.0;
+            (*params).__bindgen_anon_4.ipv6_dst = destination.0;
+        }
+        let code = bpf_fib_lookup(ctx, params, size_of::<FibParams>() as i32, 0);
+        Some((&*params, code as u32))
     }
-    // SAFETY: the helper is given the structure and its size.
-    let code = unsafe { bpf_fib_lookup(ctx, &raw mut params, size_of::<FibParams>() as i32, 0) };
-    (params, code as i64)
 }
 
 /// The gateway that a lookup wrote in place of the destination.
@@ -235,16 +264,12 @@ pub(crate) fn next_hop(params: &FibParams) -> Addr {
 #[inline(always)]
 pub(crate) fn redirect(route: &Route) -> i32 {
     let hop = &route.next_hop;
+    let (nh_family, ipv6_nh) =
+        if hop.is_v4() { (AF_INET.into(), [hop.v4_word(), 0, 0, 0]) } else { (AF_INET6.into(), hop.0) };
+    let mut params =
+        bpf_redir_neigh { nh_family, __bindgen_anon_1: bpf_redir_neigh__bindgen_ty_1 { ipv6_nh } };
     // SAFETY: the structure is passed with its size; the helper copies it.
     unsafe {
-        let mut params: bpf_redir_neigh = core::mem::zeroed();
-        if hop.is_v4() {
-            params.nh_family = AF_INET.into();
-            params.__bindgen_anon_1 = bpf_redir_neigh__bindgen_ty_1 { ipv4_nh: hop.v4_word() };
-        } else {
-            params.nh_family = AF_INET6.into();
-            params.__bindgen_anon_1.ipv6_nh = hop.0;
-        }
         bpf_redirect_neigh(route.ifindex, &raw mut params, size_of::<bpf_redir_neigh>() as i32, 0) as i32
     }
 }
@@ -254,9 +279,6 @@ pub(crate) fn redirect(route: &Route) -> i32 {
 pub(crate) fn bounce(ctx: &TcContext) -> i32 {
     // SAFETY: the context outlives the program's run.
     let ifindex = unsafe { (*ctx.skb.skb).ifindex };
-    if ctx.as_ptr().is_null() {
-        return TC_ACT_SHOT as i32;
-    }
     // SAFETY: plain integers.
     unsafe { bpf_redirect(ifindex, 0) as i32 }
 }

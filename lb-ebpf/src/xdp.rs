@@ -6,7 +6,7 @@ use aya_ebpf::helpers::generated::bpf_redirect;
 use aya_ebpf::programs::XdpContext;
 use core::cell::Cell;
 use core::hint::black_box;
-use core::mem::size_of;
+use core::mem::{MaybeUninit, size_of};
 use lb_common::abi::{Addr, FlowKey, Proto};
 use lb_common::packet::{Delta, ETHERNET, Packet};
 use lb_common::path::{Network, NoRoute, Route};
@@ -58,8 +58,17 @@ impl Packet for XdpFrame {
 
     #[inline(always)]
     fn load<T: bytemuck::Pod>(&self, offset: usize) -> Option<T> {
-        // SAFETY: `at` checked the bounds; every bit pattern is a T.
-        self.at::<T>(offset).map(|p| unsafe { p.read_unaligned() })
+        const { assert!(size_of::<T>().is_multiple_of(2), "frames are read by 16-bit words") };
+        let from = self.at::<T>(offset)?.cast::<u16>();
+        let mut value = MaybeUninit::<T>::uninit();
+        let into = value.as_mut_ptr().cast::<u16>();
+        for word in 0..size_of::<T>() / 2 {
+            // SAFETY: `at` checked the bounds; a frame's headers lie at even addresses. By
+            // words, because a whole copy would be a call that goes byte by byte.
+            unsafe { into.add(word).write_unaligned(from.add(word).read_volatile()) };
+        }
+        // SAFETY: written to the last byte; every bit pattern is a T.
+        Some(unsafe { value.assume_init() })
     }
 
     #[inline(always)]
@@ -116,8 +125,9 @@ impl Network for XdpNetwork {
     fn route(&self, source: &Addr, destination: &Addr, proto: Proto) -> Result<Route, NoRoute> {
         // SAFETY: the context outlives the program's run.
         let ifindex = unsafe { (*self.ctx).ingress_ifindex };
-        let (params, code) = fib(self.ctx.cast(), ifindex, source, destination, proto);
-        if code as u32 != BPF_FIB_LKUP_RET_SUCCESS {
+        let (params, code) =
+            fib(self.ctx.cast(), ifindex, source, destination, proto).ok_or(NoRoute::Unreachable)?;
+        if code != BPF_FIB_LKUP_RET_SUCCESS {
             return Err(NoRoute::Unreachable);
         }
         let ([d0, d1, d2, d3, d4, d5], [s0, s1, s2, s3, s4, s5]) = (params.dmac, params.smac);
@@ -129,11 +139,17 @@ impl Network for XdpNetwork {
             u16::from_ne_bytes([s2, s3]),
             u16::from_ne_bytes([s4, s5]),
         ]);
-        Ok(Route { ifindex: params.ifindex, next_hop: next_hop(&params) })
+        Ok(Route { ifindex: params.ifindex, next_hop: next_hop(params) })
     }
 
     #[inline(always)]
     fn socket_owns(&self, _tuple: &FlowKey) -> bool {
+        // The early path opens no flow.
+        false
+    }
+
+    #[inline(always)]
+    fn socket_expects(&self, _tuple: &FlowKey) -> bool {
         // The early path opens no flow.
         false
     }

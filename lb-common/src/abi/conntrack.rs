@@ -34,7 +34,8 @@ impl FlowKey {
         }
     }
 
-    /// Becomes the key of the entry that is the other direction of `flow`.
+    /// Becomes the key of the entry that is the other direction of `flow`. The padding stays
+    /// as it is: zero, as in every key.
     #[inline(always)]
     pub fn set_pair(&mut self, flow: &Flow, proto: Proto) {
         self.source = flow.destination;
@@ -42,7 +43,6 @@ impl FlowKey {
         self.source_port = flow.destination_port;
         self.destination_port = flow.source_port;
         self.proto = proto;
-        self.pad = [0; 3];
     }
 
     /// Becomes the tuple that `flow`'s packets have after translation.
@@ -53,7 +53,6 @@ impl FlowKey {
         self.source_port = flow.source_port;
         self.destination_port = flow.destination_port;
         self.proto = proto;
-        self.pad = [0; 3];
     }
 }
 

@@ -116,7 +116,7 @@ struct Network {
     options: bool,
 }
 
-/// Reads the headers of a frame, its tuple into `tuple`.
+/// Reads the headers of a frame, its tuple into `tuple` (whose padding is zero and stays so).
 ///
 /// # Errors
 /// The reason to leave the frame to the stack; `tuple` is then of no use.
@@ -139,7 +139,6 @@ pub fn parse<P: Packet>(packet: &P, tuple: &mut FlowKey) -> Result<Parsed, PassR
     let network = if v4 { ipv4(packet, l3, tuple)? } else { ipv6(packet, l3, tuple)? };
     let (l4, end) = (network.l4, network.end);
     tuple.proto = Proto(network.proto);
-    tuple.pad = [0; 3];
     let mut parsed = Parsed {
         l3,
         l4,

@@ -10,6 +10,10 @@ use super::{Entry, Tables, note, ticks};
 use crate::abi::{Flow, FlowFlags, FlowKey, Proto, Reason, timeout};
 use crate::packet::{Parsed, TcpFlags};
 
+/// How far beyond the server's SYN-ACK an acknowledgement may be to prove that its sender saw
+/// it: the first one that passes here may not be the first one sent.
+const ACK_WINDOW: u32 = 0xffff;
+
 /// The map that holds an entry.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Place {
@@ -110,7 +114,8 @@ fn confirm<T: Tables>(tables: &T, key: &FlowKey, parsed: &Parsed, flow: &Flow, p
     if !theirs.has(FlowFlags::SEEN) || theirs.has(FlowFlags::FIN) || flow.flags.has(FlowFlags::FIN) {
         return;
     }
-    if theirs.has(FlowFlags::HANDSHAKE) && parsed.acknowledgement != pair.flow.expected_ack {
+    let beyond = parsed.acknowledgement.wrapping_sub(pair.flow.expected_ack);
+    if theirs.has(FlowFlags::HANDSHAKE) && beyond > ACK_WINDOW {
         return;
     }
     pair.flow.flags = theirs.without(FlowFlags::HANDSHAKE).without(FlowFlags::RST);
@@ -170,7 +175,6 @@ pub(super) fn forget_closed_reply<T: Tables>(
     reply.key.source_port = tuple.destination_port;
     reply.key.destination_port = tuple.source_port;
     reply.key.proto = tuple.proto;
-    reply.key.pad = [0; 3];
     if tables.flow(Place::Transient, &reply.key, &mut reply.flow)
         && reply.flow.flags.has(FlowFlags::REPLY)
         && replaceable(tables, tuple.proto, &reply.flow, pair)

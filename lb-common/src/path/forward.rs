@@ -10,7 +10,7 @@ use crate::abi::{
     Addr, BackendFlags, Be16, DropReason, Flow, FlowFlags, FlowKey, Frontend, FrontendFlags, PassReason,
     PortRange, Proto, Reason,
 };
-use crate::packet::{Packet, Parsed, Rewrite, rewrite};
+use crate::packet::{Packet, Parsed, Rewrite, TcpFlags, rewrite};
 
 /// Source ports tried before a new flow is refused.
 const PORT_TRIES: u32 = 16;
@@ -29,7 +29,7 @@ pub(super) fn ingress<P: Packet, T: Tables, N: Network>(
         return Step::Deliver(PassReason::Forward);
     }
     let (service, flags) = (scratch.frontend.service, scratch.frontend.flags);
-    if flags.has(FrontendFlags::RETIRED) {
+    if flags.has(FrontendFlags::RETIRED) || belongs_to_host(parsed, network, &scratch.own.key, flags) {
         return Step::Done(Verdict::Pass(PassReason::NoService));
     }
     match open(parsed, tables, network, scratch, from) {
@@ -50,6 +50,17 @@ pub(super) fn ingress<P: Packet, T: Tables, N: Network>(
             Step::Done(Verdict::Drop(reason))
         }
     }
+}
+
+/// Whether a packet without a flow opens none: a RST or SYN-ACK never does, and what a
+/// connected socket of the host waits for is its own although its port is a node port's (S20).
+#[inline(always)]
+fn belongs_to_host<N: Network>(parsed: &Parsed, network: &N, tuple: &FlowKey, flags: FrontendFlags) -> bool {
+    let tcp = parsed.tcp;
+    if tcp.has(TcpFlags::RST) || tcp.has(TcpFlags::SYN | TcpFlags::ACK) {
+        return true;
+    }
+    !tcp.opens() && flags.has(FrontendFlags::NODE_PORT) && network.socket_expects(tuple)
 }
 
 /// Finds the packet's flow and brings it up to date. False when there is none, or it is over,

@@ -33,7 +33,7 @@ pub struct Entry {
 }
 
 /// Working memory of one packet, kept outside of the stack, which has 512 bytes in the
-/// kernel. Its content before a run means nothing.
+/// kernel. Its content before a run means nothing, except that padding is zero.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Debug, Zeroable, Pod)]
 pub struct Scratch {
@@ -131,6 +131,9 @@ pub trait Network {
     /// Whether a host socket would receive packets with this tuple: such a source port is
     /// not ours to use (S48).
     fn socket_owns(&self, tuple: &FlowKey) -> bool;
+
+    /// Whether a *connected* host socket waits for packets with this tuple.
+    fn socket_expects(&self, tuple: &FlowKey) -> bool;
 }
 
 /// What becomes of a packet.

@@ -222,6 +222,10 @@ impl Network for Sim {
     fn socket_owns(&self, tuple: &FlowKey) -> bool {
         self.memory.host_sockets.contains(tuple)
     }
+
+    fn socket_expects(&self, tuple: &FlowKey) -> bool {
+        self.memory.host_sockets.contains(tuple)
+    }
 }
 
 /// A socket of a program on the simulated node.
