@@ -5,11 +5,11 @@
 //! `lb_common` runs on it as it runs on the maps ([`path`]); time, chance and routes are what
 //! the test says.
 
-use super::{Capacity, Datapath, MapFill, NodeFacts, OpError, Programmed, Sweep};
+use super::{Capacity, Datapath, MapFill, NodeFacts, OpError, Programmed, Sweep, gc};
 use crate::plan::op::Op;
 use lb_common::abi::{
-    AffinityKey, Backend, BackendFlags, BackendId, Flow, FlowKey, Frontend, FrontendFlags, FrontendKey,
-    ServiceCounters, ServiceId, TABLE_BLOCK, Table, map,
+    AffinityKey, Backend, BackendFlags, BackendId, Flow, FlowFlags, FlowKey, Frontend, FrontendFlags,
+    FrontendKey, ServiceCounters, ServiceId, TABLE_BLOCK, Table, Ticks, map, timeout,
 };
 use path::Memory;
 use std::collections::BTreeMap;
@@ -246,10 +246,19 @@ impl Datapath for Sim {
     }
 
     fn sweep(&mut self) -> Option<Sweep> {
+        let now = Ticks::from_nanos(self.memory.nanos.get());
         let mut sweep = Sweep::default();
-        let flows = self.memory.flows.borrow();
-        let transient = self.memory.transient.borrow();
-        for flow in flows.values().chain(transient.values().map(|(_, flow)| flow)) {
+        let flows = self.memory.flows.get_mut();
+        let over =
+            |(key, flow): &(&FlowKey, &Flow)| gc::over(key, flow, flows.get(&flow.pair(key.proto)), now);
+        let ended: Vec<_> = flows.iter().filter(over).map(|(key, _)| *key).collect();
+        for key in ended {
+            flows.remove(&key);
+            sweep.expired += 1;
+        }
+        let opening = self.memory.transient.get_mut().values().map(|(_, flow)| flow);
+        let opening = opening.filter(|flow| now.since(flow.seen) < timeout::UDP);
+        for flow in flows.values().chain(opening).filter(|flow| !flow.flags.has(FlowFlags::REPLY)) {
             *sweep.flows.entry(flow.service).or_default() += 1;
         }
         Some(sweep)

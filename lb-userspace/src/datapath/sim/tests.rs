@@ -130,6 +130,19 @@ fn a_node_port_masquerades_towards_another_node() {
 }
 
 #[test]
+fn a_sweep_counts_flows_by_service_and_ends_the_silent_ones() {
+    let mut sim = node();
+    for _ in 0..2 {
+        arrives(&sim, "10.0.0.9:4000", "10.96.0.1:53", Origin::Inside);
+        leaves(&sim, "10.0.1.5:8080", "10.0.0.9:4000");
+    }
+    assert_eq!(sim.sweep().unwrap().flows, [(1, 1)].into());
+    sim.memory.advance_seconds(300);
+    let sweep = sim.sweep().unwrap();
+    assert_eq!((sweep.flows.len(), sweep.expired), (0, 2));
+}
+
+#[test]
 fn without_an_endpoint_it_refuses_or_drops() {
     let sim = node();
     let (verdict, _) = arrives(&sim, "10.0.0.9:4000", "10.96.0.2:53", Origin::Inside);
