@@ -14,7 +14,7 @@ mod rewrite;
 pub use bytes::Frame;
 pub use checksum::{Delta, fold, sum};
 pub use parse::{Fragment, Parsed, TcpFlags, parse};
-pub use refuse::{Unreachable, refuse};
+pub use refuse::{Answered, refuse};
 pub use rewrite::{Rewrite, rewrite};
 
 use bytemuck::Pod;

@@ -1,12 +1,16 @@
-//! Answers a packet with ICMP "port unreachable" (RFC 792, RFC 4443 3.1), which a TCP
-//! client in connect() and a UDP client both see as ECONNREFUSED (S35).
+//! Answers a packet so that its sender sees ECONNREFUSED at once (S35): a SYN with a RST,
+//! all else with ICMP "port unreachable" (RFC 792, RFC 4443 3.1).
+//!
+//! A SYN is not answered with ICMP although kube-proxy does so: an error that arrives while
+//! connect() still holds the socket, as it can between a pod and its node, is only noted by
+//! Linux, and the client waits a second for its next try.
 
-use super::{Packet, Parsed, checksum::fold};
+use super::{Delta, Packet, Parsed, TcpFlags, checksum::fold};
 use crate::abi::{FlowKey, Proto};
 
 /// The frame is now an answer to its sender, to go out where it came in.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Unreachable;
+pub struct Answered;
 
 const V4_HEADER: usize = 20;
 const V6_HEADER: usize = 40;
@@ -21,7 +25,10 @@ const ICMP_HEADER: usize = 8;
 /// `None` when the frame cannot be reshaped, or has IP options or extension headers: it is
 /// then dropped, as it would be anyway.
 #[inline(always)]
-pub fn refuse<P: Packet>(packet: &mut P, parsed: &Parsed, tuple: &FlowKey) -> Option<Unreachable> {
+pub fn refuse<P: Packet>(packet: &mut P, parsed: &Parsed, tuple: &FlowKey) -> Option<Answered> {
+    if parsed.tcp.opens() {
+        return reset(packet, parsed, tuple);
+    }
     if parsed.options {
         return None;
     }
@@ -49,7 +56,7 @@ pub fn refuse<P: Packet>(packet: &mut P, parsed: &Parsed, tuple: &FlowKey) -> Op
         packet.store(l3 + ip, &[icmp, 0])?;
         let [_, _, _, source, destination] = header;
         let first = u32::from_be_bytes([0x45, 0, 0, (V4_HEADER + ICMP_HEADER + payload) as u8]).to_be();
-        let hop = u32::from_be_bytes([64, Proto::ICMP.0, 0, 0]).to_be();
+        let hop = u32::from_be_bytes([HOPS, Proto::ICMP.0, 0, 0]).to_be();
         let sum = words(&[first, 0, hop, destination, source]);
         let hop = hop | with_check(!fold(sum));
         packet.store(l3, &[first, 0, hop, destination, source])?;
@@ -65,11 +72,51 @@ pub fn refuse<P: Packet>(packet: &mut P, parsed: &Parsed, tuple: &FlowKey) -> Op
         packet.store(l3 + ip, &[kind | with_check(check), 0])?;
         let [s0, s1, s2, s3, d0, d1, d2, d3] = addresses;
         let [a, b] = (length as u16).to_be_bytes();
-        packet.store(l3, &[0x60, 0, 0, 0, a, b, Proto::ICMPV6.0, 64])?;
+        packet.store(l3, &[0x60, 0, 0, 0, a, b, Proto::ICMPV6.0, HOPS])?;
         packet.store(l3 + 8, &[d0, d1, d2, d3, s0, s1, s2, s3])?;
     }
-    Some(Unreachable)
+    Some(Answered)
 }
+
+/// Turns a SYN into the RST that a closed port would answer (RFC 9293 3.10.7.1). Its options
+/// stay, so that no byte moves and every checksum is corrected by what changed.
+#[inline(always)]
+fn reset<P: Packet>(packet: &mut P, parsed: &Parsed, tuple: &FlowKey) -> Option<Answered> {
+    swap_link_addresses(packet)?;
+    let l3 = parsed.l3;
+    if tuple.source.is_v4() {
+        let [ttl_proto, check]: [u16; 2] = packet.load(l3 + 8)?;
+        let new = u16::from_ne_bytes([HOPS, Proto::TCP.0]);
+        let check = Delta::NONE.half(ttl_proto, new).apply(check);
+        packet.store(l3 + 8, &[new, check])?;
+        packet.store(l3 + 12, &[tuple.destination.v4_word(), tuple.source.v4_word()])?;
+    } else {
+        let [next, _]: [u8; 2] = packet.load(l3 + 6)?;
+        packet.store(l3 + 6, &[next, HOPS])?;
+        packet.store(l3 + 8, &tuple.destination)?;
+        packet.store(l3 + 24, &tuple.source)?;
+    }
+    let l4 = parsed.l4;
+    let [sequence, acknowledgement]: [u32; 2] = packet.load(l4 + 4)?;
+    let [offset_flags, window]: [u16; 2] = packet.load(l4 + 12)?;
+    let [offset, _] = offset_flags.to_ne_bytes();
+    let new_flags = u16::from_ne_bytes([offset & 0xf0, TcpFlags::RST | TcpFlags::ACK]);
+    let new_acknowledgement = parsed.sequence.wrapping_add(1).to_be();
+    // The ports change places, as the addresses did: neither changes the sum.
+    let fields = Delta::NONE
+        .word(sequence, 0)
+        .word(acknowledgement, new_acknowledgement)
+        .half(offset_flags, new_flags)
+        .half(window, 0);
+    packet.correct(l4 + 16, Delta::NONE, fields, false)?;
+    packet.store(l4, &[tuple.destination_port.wire(), tuple.source_port.wire()])?;
+    packet.store(l4 + 4, &[0, new_acknowledgement])?;
+    packet.store(l4 + 12, &[new_flags, 0])?;
+    Some(Answered)
+}
+
+/// Hop limit of what is sent from here.
+const HOPS: u8 = 64;
 
 /// Sends the frame back where it came from.
 #[inline(always)]

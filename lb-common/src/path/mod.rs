@@ -21,7 +21,7 @@ use crate::abi::{
     Addr, Affinity, AffinityKey, Backend, BackendId, Be16, Device, DropReason, Flow, FlowKey, Frontend,
     FrontendKey, NodeAddress, NodeConfig, PassReason, Proto, Reason, ServiceId, Settings, Ticks,
 };
-use crate::packet::{Packet, Parsed, Unreachable, parse, refuse};
+use crate::packet::{Answered, Packet, Parsed, parse, refuse};
 use bytemuck::{Pod, Zeroable};
 
 /// A flow entry in working memory.
@@ -143,7 +143,7 @@ pub enum Verdict {
     Pass(PassReason),
     /// Translated, and past the stack to this neighbour.
     Redirect(PassReason, Route),
-    /// Turned into an ICMP error: out where it came in.
+    /// Turned into a refusal (RST or ICMP error): out where it came in.
     Answer(DropReason),
     Drop(DropReason),
 }
@@ -279,11 +279,11 @@ fn is_ours<T: Tables>(tables: &T, port: Be16) -> bool {
     low.contains(port) || high.contains(port)
 }
 
-/// Refuses a packet: an ICMP error where one can be made, else silence.
+/// Refuses a packet: an answer where one can be made, else silence.
 #[inline(always)]
 fn answer<P: Packet>(packet: &mut P, parsed: &Parsed, tuple: &FlowKey, reason: DropReason) -> Verdict {
     match refuse(packet, parsed, tuple) {
-        Some(Unreachable) => Verdict::Answer(reason),
+        Some(Answered) => Verdict::Answer(reason),
         None => Verdict::Drop(reason),
     }
 }
