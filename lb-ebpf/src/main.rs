@@ -14,8 +14,8 @@ mod sock;
 mod xdp;
 
 use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action};
-use aya_ebpf::macros::{cgroup_sock_addr, classifier, xdp};
-use aya_ebpf::programs::{SockAddrContext, TcContext, XdpContext};
+use aya_ebpf::macros::{cgroup_sock_addr, classifier, sock_ops, xdp};
+use aya_ebpf::programs::{SockAddrContext, SockOpsContext, TcContext, XdpContext};
 use lb_common::packet::ETHERNET;
 use lb_common::path::{self, Origin, Verdict};
 use maps::KernelTables;
@@ -155,6 +155,13 @@ pub fn getpeername_v4(ctx: SockAddrContext) -> i32 {
 #[cgroup_sock_addr(getpeername6)]
 pub fn getpeername_v6(ctx: SockAddrContext) -> i32 {
     sock::getpeername::<false>(&ctx)
+}
+
+/// Learns the addresses of pods from their connections.
+#[sock_ops]
+pub fn connecting(ctx: SockOpsContext) -> u32 {
+    sock::connecting(&ctx);
+    1
 }
 
 /// GPL-compatible: the helpers that redirect and look up routes ask for it.

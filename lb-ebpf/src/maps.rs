@@ -6,7 +6,7 @@ use aya_ebpf::bindings::{BPF_ANY, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_NOEXIST
 use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, SkStorage};
 use aya_ebpf::macros::btf_map;
 use lb_common::abi::{
-    Addr, Affinity, AffinityKey, Backend, BackendId, Device, Flow, FlowKey, Frontend, FrontendKey,
+    Addr, Affinity, AffinityKey, Backend, BackendId, Device, Flow, FlowKey, Frontend, FrontendKey, NetnsKey,
     NodeAddress, NodeConfig, Peer, PortRange, Reason, ServiceCounters, ServiceId, Settings, SettingsFlags,
     SocketKey, SocketPeer, TABLE_BLOCK, capacity,
 };
@@ -35,6 +35,8 @@ pub(crate) static FLOWS: HashMap<FlowKey, Flow, { capacity::FLOWS }, { BPF_F_NO_
 pub(crate) static TRANSIENT: LruHashMap<FlowKey, Flow, { capacity::TRANSIENT }> = LruHashMap::new();
 #[btf_map]
 pub(crate) static AFFINITY: LruHashMap<AffinityKey, Affinity, { capacity::AFFINITY }> = LruHashMap::new();
+#[btf_map]
+pub(crate) static NETNS: LruHashMap<NetnsKey, Addr, { capacity::NETNS }> = LruHashMap::new();
 #[btf_map]
 pub(crate) static SOCKETS: LruHashMap<SocketKey, SocketPeer, { capacity::SOCKETS }> = LruHashMap::new();
 #[btf_map]

@@ -2,10 +2,13 @@
 
 use crate::maps::{self, KernelTables};
 use aya_ebpf::EbpfContext;
-use aya_ebpf::bindings::{BPF_ANY, bpf_sock_addr};
-use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_set_retval};
-use aya_ebpf::programs::SockAddrContext;
-use lb_common::abi::{Addr, Be16, Peer, Proto, SettingsFlags, SocketKey, SocketPeer};
+use aya_ebpf::bindings::{BPF_ANY, BPF_SK_STORAGE_GET_F_CREATE, BPF_SOCK_OPS_TCP_CONNECT_CB, bpf_sock_addr};
+use aya_ebpf::helpers::generated::{
+    bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_set_retval, bpf_sk_storage_get,
+};
+use aya_ebpf::programs::{SockAddrContext, SockOpsContext};
+use core::ffi::c_void;
+use lb_common::abi::{Addr, Be16, NetnsKey, Peer, Proto, SettingsFlags, SocketKey, SocketPeer};
 use lb_common::path::Tables;
 use lb_common::path::socket::{self, Call, Remote, Sockets};
 
@@ -25,22 +28,22 @@ pub(crate) fn connect<const V4: bool>(ctx: &SockAddrContext) -> i32 {
     } else {
         return ALLOW;
     };
-    carry_out::<V4>(ctx, socket::connect(&KernelTables, &KernelSockets { ctx }, remote::<V4>(ctx), proto))
+    carry_out::<V4>(ctx, socket::connect(&KernelTables, &KernelSockets::of(ctx), remote::<V4>(ctx), proto))
 }
 
 #[inline(always)]
 pub(crate) fn sendmsg<const V4: bool>(ctx: &SockAddrContext) -> i32 {
-    carry_out::<V4>(ctx, socket::sendmsg(&KernelTables, &KernelSockets { ctx }, remote::<V4>(ctx)))
+    carry_out::<V4>(ctx, socket::sendmsg(&KernelTables, &KernelSockets::of(ctx), remote::<V4>(ctx)))
 }
 
 #[inline(always)]
 pub(crate) fn recvmsg<const V4: bool>(ctx: &SockAddrContext) -> i32 {
-    carry_out::<V4>(ctx, socket::recvmsg(&KernelSockets { ctx }, remote::<V4>(ctx)))
+    carry_out::<V4>(ctx, socket::recvmsg(&KernelSockets::of(ctx), remote::<V4>(ctx)))
 }
 
 #[inline(always)]
 pub(crate) fn getpeername<const V4: bool>(ctx: &SockAddrContext) -> i32 {
-    carry_out::<V4>(ctx, socket::getpeername(&KernelSockets { ctx }, remote::<V4>(ctx)))
+    carry_out::<V4>(ctx, socket::getpeername(&KernelSockets::of(ctx), remote::<V4>(ctx)))
 }
 
 #[inline(always)]
@@ -103,37 +106,96 @@ fn write<const V4: bool>(sock: *mut bpf_sock_addr, to: &Remote) {
     }
 }
 
-struct KernelSockets<'a> {
-    ctx: &'a SockAddrContext,
+/// A pod's TCP connection has got its source address.
+#[inline(always)]
+pub(crate) fn connecting(ctx: &SockOpsContext) {
+    let ops = ctx.ops;
+    // SAFETY: the context outlives the program's run; the verifier allows these reads.
+    let (sk, local) = unsafe {
+        if (*ops).op != BPF_SOCK_OPS_TCP_CONNECT_CB {
+            return;
+        }
+        let local = if (*ops).family == AF_INET {
+            Addr::from_v4_word((*ops).local_ip4)
+        } else {
+            let ip: *const u32 = (&raw const (*ops).local_ip6).cast();
+            Addr([
+                ip.read_volatile(),
+                ip.add(1).read_volatile(),
+                ip.add(2).read_volatile(),
+                ip.add(3).read_volatile(),
+            ])
+        };
+        ((*ops).__bindgen_anon_2.sk, local)
+    };
+    if !sk.is_null() {
+        socket::connecting(&KernelTables, &KernelSockets { ctx: ctx.as_ptr(), sk: sk.cast() }, &local);
+    }
 }
 
-impl Sockets for KernelSockets<'_> {
+const AF_INET: u32 = 2;
+
+struct KernelSockets {
+    ctx: *mut c_void,
+    /// The socket in hand (`struct bpf_sock`).
+    sk: *mut c_void,
+}
+
+impl KernelSockets {
+    #[inline(always)]
+    fn of(ctx: &SockAddrContext) -> Self {
+        // SAFETY: the context outlives the program's run.
+        let sk = unsafe { (*ctx.sock_addr).__bindgen_anon_1.sk };
+        Self { ctx: ctx.as_ptr(), sk: sk.cast() }
+    }
+
+    /// The socket's storage; `create`: made if it is not there.
+    #[inline(always)]
+    fn storage(&self, create: bool) -> Option<&'static mut Peer> {
+        let flags = if create { BPF_SK_STORAGE_GET_F_CREATE } else { 0 };
+        let map = core::ptr::from_ref(&maps::PEERS).cast_mut().cast();
+        // SAFETY: socket storage lives as long as the socket in hand, and its content is
+        // plain data.
+        unsafe {
+            bpf_sk_storage_get(map, self.sk, core::ptr::null_mut(), flags.into()).cast::<Peer>().as_mut()
+        }
+    }
+}
+
+impl Sockets for KernelSockets {
     #[inline(always)]
     fn cookie(&self) -> u64 {
         // SAFETY: the context of a running program.
-        unsafe { bpf_get_socket_cookie(self.ctx.as_ptr()) }
+        unsafe { bpf_get_socket_cookie(self.ctx) }
     }
 
     #[inline(always)]
     fn netns(&self) -> u64 {
         // SAFETY: the context of a running program.
-        unsafe { bpf_get_netns_cookie(self.ctx.as_ptr()) }
+        unsafe { bpf_get_netns_cookie(self.ctx) }
+    }
+
+    #[inline(always)]
+    fn pod(&self, key: &NetnsKey) -> Option<Addr> {
+        // SAFETY: copied out at once.
+        unsafe { maps::NETNS.get(key).copied() }
+    }
+
+    #[inline(always)]
+    fn put_pod(&self, key: &NetnsKey, addr: &Addr) {
+        // A pod that cannot be remembered goes on under its namespace.
+        let _ = maps::NETNS.insert(key, addr, BPF_ANY.into());
     }
 
     #[inline(always)]
     fn peer(&self) -> Option<Peer> {
-        // SAFETY: socket storage lives as long as the socket in hand; copied out at once.
-        unsafe { maps::PEERS.get_ptr_mut(self.ctx).as_ref().copied() }
+        self.storage(false).copied()
     }
 
     #[inline(always)]
     fn put_peer(&self, peer: &Peer) {
-        // SAFETY: as above; the element is written whole, by the socket's own caller.
-        unsafe {
-            let entry = maps::PEERS.get_or_insert_ptr_mut(self.ctx, None);
-            if !entry.is_null() {
-                *entry = *peer;
-            }
+        if let Some(entry) = self.storage(true) {
+            *entry = *peer;
         }
     }
 

@@ -4,7 +4,7 @@ use super::{Addr, BackendId, ServiceId};
 use bytemuck::{Pod, Zeroable};
 
 /// A client of one Service port. `client` is its address; a pod whose address the socket
-/// hook cannot know yet is named by its network namespace instead ([`AffinityKey::netns`]).
+/// hooks have not learnt yet is named by its network namespace instead ([`AffinityKey::netns`]).
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Pod, Zeroable)]
 pub struct AffinityKey {
@@ -21,6 +21,23 @@ impl AffinityKey {
     }
 }
 
+/// A network namespace and a family: what its pod's address is learnt for (S33).
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Pod, Zeroable)]
+pub struct NetnsKey {
+    pub cookie: u64,
+    /// 4 or 6.
+    pub family: u32,
+    pub pad: u32,
+}
+
+impl NetnsKey {
+    #[inline(always)]
+    pub const fn new(cookie: u64, v4: bool) -> Self {
+        Self { cookie, family: if v4 { 4 } else { 6 }, pad: 0 }
+    }
+}
+
 /// The remembered backend and when a flow was last sent to it (ns, monotonic clock).
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Pod, Zeroable)]
@@ -32,3 +49,4 @@ pub struct Affinity {
 
 const _: () = assert!(size_of::<AffinityKey>() == 20);
 const _: () = assert!(size_of::<Affinity>() == 16);
+const _: () = assert!(size_of::<NetnsKey>() == 16);

@@ -14,7 +14,7 @@ mod node;
 mod service;
 mod socket;
 
-pub use affinity::{Affinity, AffinityKey};
+pub use affinity::{Affinity, AffinityKey, NetnsKey};
 pub use backend::{Backend, BackendFlags, BackendId};
 pub use conntrack::{Flow, FlowFlags, FlowKey, Ticks, timeout};
 pub use counters::{DropReason, PassReason, Reason, ServiceCounters};
@@ -41,6 +41,8 @@ pub mod map {
     pub const TRANSIENT: &str = "TRANSIENT";
     /// [`super::AffinityKey`] → [`super::Affinity`].
     pub const AFFINITY: &str = "AFFINITY";
+    /// [`super::NetnsKey`] → [`super::Addr`]: the pod's address, learnt from its connections.
+    pub const NETNS: &str = "NETNS";
     /// [`super::SocketKey`] → [`super::SocketPeer`].
     pub const SOCKETS: &str = "SOCKETS";
     /// Connected socket → [`super::Peer`] (socket storage).
@@ -56,13 +58,14 @@ pub mod map {
     /// [`super::ServiceId`] → [`super::ServiceCounters`]; an mmappable array.
     pub const SERVICE_COUNTERS: &str = "SERVICE_COUNTERS";
     /// Every map that outlives an agent.
-    pub const PINNED: [&str; 13] = [
+    pub const PINNED: [&str; 14] = [
         FRONTENDS,
         BACKENDS,
         TABLES,
         FLOWS,
         TRANSIENT,
         AFFINITY,
+        NETNS,
         SOCKETS,
         PEERS,
         NODE_ADDRESSES,
@@ -85,6 +88,7 @@ pub mod capacity {
     pub const FLOWS: usize = 262_144;
     pub const TRANSIENT: usize = 65_536;
     pub const AFFINITY: usize = 65_536;
+    pub const NETNS: usize = 4_096;
     pub const SOCKETS: usize = 65_536;
     pub const NODE_ADDRESSES: usize = 4_096;
     pub const DEVICES: usize = 4_096;

@@ -44,6 +44,16 @@ impl Addr {
         if self.is_v4() { Family::V4 } else { Family::V6 }
     }
 
+    /// In `127.0.0.0/8`, or `::1`.
+    #[inline(always)]
+    pub const fn is_loopback(&self) -> bool {
+        if self.is_v4() {
+            u32::from_be(self.0[3]) >> 24 == 127
+        } else {
+            self.0[0] == 0 && self.0[1] == 0 && self.0[2] == 0 && self.0[3] == 1_u32.to_be()
+        }
+    }
+
     /// `0.0.0.0` or `::`.
     #[inline(always)]
     pub const fn is_unspecified(&self) -> bool {
@@ -217,6 +227,12 @@ mod tests {
             assert_eq!(IpAddr::from(addr), ip, "{text}");
             assert_eq!(addr.family(), family, "{text}");
             assert_eq!(addr.is_unspecified(), unspecified, "{text}");
+        }
+        for (text, loopback) in
+            [("127.0.0.1", true), ("127.255.0.9", true), ("::1", true), ("128.0.0.1", false), ("::2", false)]
+        {
+            let ip: IpAddr = text.parse().expect(text);
+            assert_eq!(Addr::from(ip).is_loopback(), loopback, "{text}");
         }
         assert_eq!(Addr::from(Ipv4Addr::UNSPECIFIED), Addr::ANY_V4);
         assert_eq!(Addr::from(Ipv6Addr::UNSPECIFIED), Addr::ANY_V6);

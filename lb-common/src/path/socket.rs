@@ -7,8 +7,8 @@
 
 use super::{Origin, ServiceCount, Tables, lookup_frontend, select::select};
 use crate::abi::{
-    Addr, AffinityKey, BackendFlags, BackendId, Be16, DropReason, Frontend, FrontendFlags, PassReason, Peer,
-    Proto, SocketKey, SocketPeer,
+    Addr, AffinityKey, BackendFlags, BackendId, Be16, DropReason, Frontend, FrontendFlags, NetnsKey,
+    PassReason, Peer, Proto, SocketKey, SocketPeer,
 };
 
 use bytemuck::Zeroable;
@@ -19,6 +19,9 @@ pub trait Sockets {
     fn cookie(&self) -> u64;
     /// Cookie of its network namespace.
     fn netns(&self) -> u64;
+    /// The address learnt for its pod.
+    fn pod(&self, key: &NetnsKey) -> Option<Addr>;
+    fn put_pod(&self, key: &NetnsKey, addr: &Addr);
     /// Both names of the connected socket's peer.
     fn peer(&self) -> Option<Peer>;
     fn put_peer(&self, peer: &Peer);
@@ -163,13 +166,7 @@ fn choose<T: Tables, S: Sockets>(
         tables.count(DropReason::NoEndpoint.slot());
         return Err(Call::Refused);
     }
-    let netns = sockets.netns();
-    let client = if netns == tables.settings().host_netns_cookie {
-        let node = tables.node();
-        if to.addr.is_v4() { node.v4 } else { node.v6 }
-    } else {
-        AffinityKey::netns(netns)
-    };
+    let client = client(tables, sockets, to.addr.is_v4());
     match select(tables, frontend, Origin::Inside, &client, tables.random(), false) {
         Some(choice) => {
             tables.count(PassReason::Socket.slot());
@@ -181,5 +178,38 @@ fn choose<T: Tables, S: Sockets>(
             tables.count_service(frontend.service, ServiceCount::Dropped);
             Err(Call::Refused)
         }
+    }
+}
+
+/// Whom a socket's owner counts as: a program of the host as the node, a pod as its address,
+/// so that the packet path knows the same client (S33).
+#[inline(always)]
+fn client<T: Tables, S: Sockets>(tables: &T, sockets: &S, v4: bool) -> Addr {
+    let netns = sockets.netns();
+    if netns == tables.settings().host_netns_cookie {
+        let node = tables.node();
+        return if v4 { node.v4 } else { node.v6 };
+    }
+    match sockets.pod(&NetnsKey::new(netns, v4)) {
+        Some(addr) => addr,
+        None => AffinityKey::netns(netns),
+    }
+}
+
+/// A TCP connection of a pod has got its source address: the first one tells the pod's
+/// address, which connect() did not know, and what the pod was remembered for under its
+/// namespace moves to it.
+#[inline(always)]
+pub fn connecting<T: Tables, S: Sockets>(tables: &T, sockets: &S, local: &Addr) {
+    let netns = sockets.netns();
+    let key = NetnsKey::new(netns, local.is_v4());
+    if netns == tables.settings().host_netns_cookie || local.is_loopback() || sockets.pod(&key).is_some() {
+        return;
+    }
+    sockets.put_pod(&key, local);
+    let Some(backend) = sockets.peer().and_then(|peer| tables.backend(peer.backend_id)) else { return };
+    let unnamed = AffinityKey { client: AffinityKey::netns(netns), service: backend.service };
+    if let Some(affinity) = tables.affinity(&unnamed) {
+        tables.put_affinity(&AffinityKey { client: *local, service: backend.service }, &affinity);
     }
 }

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use aya::maps::{Map, MapData};
 use aya::programs::tc::{NlOptions, TcAttachOptions, TcHandle};
 use aya::programs::{
-    CgroupSockAddr, ProgramInfo, SchedClassifier, TcAttachType, TestRun, TestRunOptions, Xdp, tc,
+    CgroupSockAddr, ProgramInfo, SchedClassifier, SockOps, TcAttachType, TestRun, TestRunOptions, Xdp, tc,
 };
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 use lb_common::abi::{ABI_VERSION, PortRange, Settings, SettingsFlags, map};
@@ -89,6 +89,9 @@ const SOCKET_HOOKS: [(&str, &str, u32); 8] = [
 const PACKET_PROGRAMS: [&str; 6] =
     ["outside_ingress", "outside_ingress_l3", "inside_ingress", "inside_ingress_l3", "egress", "egress_l3"];
 const XDP_PROGRAM: &str = "early";
+/// Program, hook's name, attach type. Without it (kernels before 5.15 lack a helper) pods
+/// are known by their namespaces alone.
+const LEARNING_HOOK: (&str, &str, u32) = ("connecting", "sock_ops", 3);
 
 /// The folder of everything that one layout version pins.
 pub fn pin_folder(bpffs: &Path) -> PathBuf {
@@ -126,6 +129,9 @@ impl Loaded {
         if options.cgroup.is_some() {
             for (name, ..) in SOCKET_HOOKS {
                 socket_program(&mut ebpf, name)?.load().with_context(|| format!("load program {name}"))?;
+            }
+            if let Err(error) = learning_program(&mut ebpf)?.load() {
+                tracing::info!(error = %error, "session affinity will not know pods by their addresses");
             }
         }
         Ok(Self { ebpf, links, options, xdp_loaded: false, clsact: BTreeMap::new() })
@@ -180,17 +186,23 @@ impl Loaded {
         let place = cgroup.display().to_string();
         let dir = std::fs::File::open(&cgroup);
         let mut hooks = Vec::new();
-        for (program, hook, attach_type) in SOCKET_HOOKS {
-            let result = match &dir {
-                Ok(dir) => {
+        for (program, hook, attach_type) in SOCKET_HOOKS.into_iter().chain([LEARNING_HOOK]) {
+            let program = if hook == LEARNING_HOOK.1 {
+                learning_program(&mut self.ebpf).map(|program| program.fd().ok())
+            } else {
+                socket_program(&mut self.ebpf, program).map(|program| program.fd().ok())
+            };
+            let result = match (&dir, program) {
+                // Not loaded: told when that was tried.
+                (_, Ok(None)) if hook == LEARNING_HOOK.1 => continue,
+                (_, Ok(None)) => Err(anyhow!("the program is not loaded")),
+                (_, Err(error)) => Err(error),
+                (Err(error), _) => Err(anyhow!("open control group: {error}")),
+                (Ok(dir), Ok(Some(program))) => {
                     let pin = self.links.join(format!("cgroup-{hook}"));
                     let target = sys_number(dir.as_fd());
-                    socket_program(&mut self.ebpf, program).and_then(|program| {
-                        let program = program.fd().context("the program is not loaded")?;
-                        Ok(ensure_link(&pin, program.as_fd(), target, attach_type, 0)?)
-                    })
+                    ensure_link(&pin, program.as_fd(), target, attach_type, 0).map_err(Into::into)
                 }
-                Err(error) => Err(anyhow!("open control group: {error}")),
             };
             hooks.push(Hook {
                 place: place.clone(),
@@ -397,6 +409,11 @@ fn socket_program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut CgroupSo
     Ok(ebpf.program_mut(name).with_context(|| format!("the object has no program {name}"))?.try_into()?)
 }
 
+fn learning_program(ebpf: &mut Ebpf) -> Result<&mut SockOps> {
+    let name = LEARNING_HOOK.0;
+    Ok(ebpf.program_mut(name).with_context(|| format!("the object has no program {name}"))?.try_into()?)
+}
+
 fn load_object(options: &LoadOptions, pins: Option<&Path>) -> Result<Ebpf> {
     let mut flags = SettingsFlags::default();
     if kernel_at_least(5, 18) {
@@ -450,6 +467,7 @@ fn check_layout(ebpf: &mut Ebpf) -> Result<()> {
         (map::TRANSIENT, pair::<a::FlowKey, a::Flow>()),
         (map::AFFINITY, pair::<a::AffinityKey, a::Affinity>()),
         (map::SOCKETS, pair::<a::SocketKey, a::SocketPeer>()),
+        (map::NETNS, pair::<a::NetnsKey, a::Addr>()),
         (map::PEERS, pair::<u32, a::Peer>()),
         (map::NODE_ADDRESSES, pair::<a::Addr, a::NodeAddress>()),
         (map::DEVICES, pair::<u32, a::Device>()),
@@ -526,6 +544,10 @@ pub fn verify_report() -> Result<Vec<ProgramReport>> {
             program.info()?
         } else if name == XDP_PROGRAM {
             let program: &mut Xdp = program.try_into()?;
+            program.load().with_context(|| format!("load program {name}"))?;
+            program.info()?
+        } else if name == LEARNING_HOOK.0 {
+            let program: &mut SockOps = program.try_into()?;
             program.load().with_context(|| format!("load program {name}"))?;
             program.info()?
         } else {

@@ -5,7 +5,7 @@
 
 use super::Sim;
 use lb_common::abi::{
-    Addr, Affinity, AffinityKey, Backend, BackendId, Device, Flow, FlowKey, Frontend, FrontendKey,
+    Addr, Affinity, AffinityKey, Backend, BackendId, Device, Flow, FlowKey, Frontend, FrontendKey, NetnsKey,
     NodeAddress, NodeConfig, Peer, PortRange, Proto, Reason, ServiceCounters, ServiceId, Settings,
     SettingsFlags, SocketKey, SocketPeer,
 };
@@ -27,6 +27,8 @@ pub struct Memory {
     uses: Cell<u64>,
     pub affinity: RefCell<BTreeMap<AffinityKey, Affinity>>,
     pub datagrams: RefCell<BTreeMap<SocketKey, SocketPeer>>,
+    /// Addresses learnt for pods.
+    pub pods: RefCell<BTreeMap<NetnsKey, Addr>>,
     pub counters: RefCell<Vec<u64>>,
     pub services: RefCell<BTreeMap<ServiceId, ServiceCounters>>,
     /// Routes by destination; others take `default_route`.
@@ -52,6 +54,7 @@ impl Default for Memory {
             uses: Cell::new(0),
             affinity: RefCell::default(),
             datagrams: RefCell::default(),
+            pods: RefCell::default(),
             counters: RefCell::new(vec![0; Reason::COUNT as usize]),
             services: RefCell::default(),
             routes: BTreeMap::new(),
@@ -245,6 +248,14 @@ impl Sockets for Socket<'_> {
 
     fn netns(&self) -> u64 {
         self.netns
+    }
+
+    fn pod(&self, key: &NetnsKey) -> Option<Addr> {
+        self.sim.memory.pods.borrow().get(key).copied()
+    }
+
+    fn put_pod(&self, key: &NetnsKey, addr: &Addr) {
+        self.sim.memory.pods.borrow_mut().insert(*key, *addr);
     }
 
     fn peer(&self) -> Option<Peer> {
