@@ -46,11 +46,8 @@ fn port(
         .iter()
         .map(|frontend| {
             let live = FrontendKey::new(frontend.addr, Be16::new(frontend.port), key.proto);
-            let address = if frontend.kind == FrontendKind::NodePort {
-                format!("*:{}", frontend.port)
-            } else {
-                socket(frontend.addr, frontend.port)
-            };
+            // A node port stands under "any", which is how it is addressed.
+            let address = socket(frontend.addr, frontend.port);
             json!({ "address": address, "kind": kind(frontend.kind), "programmed": programmed(&live) })
         })
         .collect();

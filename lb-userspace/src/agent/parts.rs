@@ -70,7 +70,8 @@ fn capacity(conntrack_max: Option<u32>) -> Capacity {
         backends: capacity::BACKENDS as u32,
         table_blocks: capacity::TABLE_BLOCKS as u32,
         flows: entries,
-        transient: (entries / 4).max(capacity::TRANSIENT as u32),
+        // Preallocated by the kernel, unlike the others.
+        transient: (entries / 8).clamp(capacity::TRANSIENT as u32, 262_144),
         services: capacity::SERVICES as u32,
     }
 }

@@ -155,10 +155,10 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Task, clap::Err
             let matches = command
                 .try_get_matches_from(&args)
                 .map_err(|e| usage(format!("in {}: {}", path.display(), plain(&e))))?;
-            match Cli::from_arg_matches(&matches)?.verb {
-                Verb::Run(run) => run,
-                other => return Ok(Task::Ask(other)),
-            }
+            let Verb::Run(run) = Cli::from_arg_matches(&matches)?.verb else {
+                return Err(usage(format!("--config {}: belongs to run", path.display())));
+            };
+            run
         }
     };
     Config::check(*run).map(Box::new).map(Task::Run).map_err(usage)

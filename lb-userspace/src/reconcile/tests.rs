@@ -220,8 +220,8 @@ fn a_failing_map_is_told_and_tried_again_until_it_is_right() {
     let calm = {
         let mut rig = start(&kernel());
         rig.take(web());
-        let text = rig.kernel.lock().unwrap().sim.text();
-        text
+        let kernel = rig.kernel.lock().unwrap();
+        kernel.sim.text()
     };
     let mut rig = start(&kernel());
     rig.kernel.lock().unwrap().sim.fail_every(Some(2));
