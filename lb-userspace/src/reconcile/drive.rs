@@ -18,6 +18,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// What a reconciler is fed with.
 pub struct Intake {
     pub batches: mpsc::Receiver<Batch>,
+    /// Its first change is the first reading; the value before it means nothing.
     pub tables: watch::Receiver<Arc<Tables>>,
 }
 
@@ -93,7 +94,6 @@ async fn drive(
     mut questions: mpsc::Receiver<Ask>,
     mut stop: oneshot::Receiver<()>,
 ) {
-    reconciler.set_tables(tables.borrow_and_update().clone());
     reconciler.round();
     loop {
         tokio::select! {

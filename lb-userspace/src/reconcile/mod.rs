@@ -58,6 +58,8 @@ pub struct Reconciler {
     pub(crate) inputs: crate::node::Inputs,
     options: Options,
     tables: Arc<Tables>,
+    /// The kernel's tables have been read: until then nothing may be concluded from them.
+    tables_known: bool,
     node_required: bool,
     /// Addresses of this node's endpoints, by Service: pods whose links are looked for.
     local_endpoints: BTreeMap<ObjectKey, BTreeSet<IpAddr>>,
@@ -110,6 +112,7 @@ impl Reconciler {
             inputs: crate::node::Inputs::default(),
             options: node,
             tables: Arc::default(),
+            tables_known: false,
             node_required,
             local_endpoints: BTreeMap::new(),
             facts: None,
@@ -156,6 +159,7 @@ impl Reconciler {
     /// The kernel's tables, whole.
     pub fn set_tables(&mut self, tables: Arc<Tables>) {
         self.tables = tables;
+        self.tables_known = true;
         self.node_dirty = true;
     }
 
@@ -168,7 +172,8 @@ impl Reconciler {
     /// One round: does whatever is due.
     pub fn round(&mut self) {
         let now = Instant::now();
-        if !self.objects.ready_l4() {
+        // Empty tables would take the programs off every device that an earlier agent left them on.
+        if !self.objects.ready_l4() || !self.tables_known {
             self.publish(Duration::ZERO);
             return;
         }

@@ -72,7 +72,9 @@ fn start(kernel: &Arc<Mutex<Kernel>>) -> Rig {
         board: Arc::clone(&board),
         metrics: Arc::default(),
     });
-    Rig { kernel: Arc::clone(kernel), board, reconciler: reconciler.unwrap() }
+    let mut rig = Rig { kernel: Arc::clone(kernel), board, reconciler: reconciler.unwrap() };
+    rig.reconciler.set_tables(Arc::default());
+    rig
 }
 
 fn kernel() -> Arc<Mutex<Kernel>> {
@@ -322,4 +324,17 @@ fn an_unknown_or_leaving_node_is_not_eligible() {
     assert!(!rig.board.snapshot().node_eligible);
     rig.take(vec![Change::Delete(ObjectRef { kind: Kind::Node, key: ObjectKey::new("", "n") })]);
     assert!(!rig.board.snapshot().node_eligible);
+}
+
+#[test]
+fn nothing_is_detached_before_the_kernels_tables_are_read() {
+    let kernel = kernel();
+    let mut rig = start(&kernel);
+    rig.reconciler.tables_known = false;
+    let listed = [Kind::Service, Kind::EndpointSlice, Kind::Node, Kind::Pod];
+    rig.take(listed.into_iter().map(|kind| Change::Replace(kind, Vec::new())).collect());
+    assert!(kernel.lock().unwrap().attached.is_empty(), "programs of an earlier agent would be taken off");
+    rig.reconciler.set_tables(Arc::default());
+    rig.reconciler.round();
+    assert_eq!(kernel.lock().unwrap().attached.len(), 1);
 }
