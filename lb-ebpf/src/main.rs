@@ -69,7 +69,7 @@ fn ingress<const L2: usize>(ctx: &TcContext, from: Origin) -> i32 {
         Verdict::Pass(_) => TC_ACT_UNSPEC,
         Verdict::Redirect(_, route) => skb::redirect(&route),
         Verdict::Answer(_) => skb::bounce(ctx),
-        Verdict::Drop(_) => TC_ACT_SHOT as i32,
+        Verdict::Drop(_) => TC_ACT_SHOT,
     }
 }
 
@@ -81,7 +81,7 @@ fn leave<const L2: usize>(ctx: &TcContext) -> i32 {
     count::add(verdict.slot());
     match verdict {
         Verdict::Pass(_) | Verdict::Redirect(..) | Verdict::Answer(_) => TC_ACT_UNSPEC,
-        Verdict::Drop(_) => TC_ACT_SHOT as i32,
+        Verdict::Drop(_) => TC_ACT_SHOT,
     }
 }
 

@@ -256,10 +256,8 @@ fn open<T: Tables, N: Network>(
     own.flow.expected_ack = 0;
     own.flow.flags = flags.with(FlowFlags::SEEN);
     own.flow.pad = 0;
-    if snat {
-        if let Some(reason) = masquerade(tables, network, own) {
-            return Some(reason);
-        }
+    if snat && let Some(reason) = masquerade(tables, network, own) {
+        return Some(reason);
     }
     pair.key.set_pair(&own.flow, own.key.proto);
     pair.flow = own.flow;

@@ -49,10 +49,10 @@ pub(super) fn select<T: Tables>(
     by_maglev: bool,
 ) -> Option<Choice> {
     let key = AffinityKey { client: *client, service: frontend.service };
-    if frontend.affinity_seconds != 0 {
-        if let Some(choice) = remembered(tables, frontend, from, &key) {
-            return Some(choice);
-        }
+    if frontend.affinity_seconds != 0
+        && let Some(choice) = remembered(tables, frontend, from, &key)
+    {
+        return Some(choice);
     }
     let table = table_for(frontend, from);
     let (block, count) = if by_maglev && table.maglev_len != 0 {

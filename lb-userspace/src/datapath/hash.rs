@@ -75,15 +75,8 @@ impl<K: Pod + Ord, V: Pod + PartialEq> Hash<K, V> {
     }
 
     fn error(&self, error: MapError) -> OpError {
-        let source = match error {
-            MapError::SyscallError(error) => error.io_error,
-            MapError::IoError(error) => error,
-            #[expect(
-                clippy::wildcard_enum_match_arm,
-                reason = "aya adds variants; all else is told as it is"
-            )]
-            other => io::Error::other(other),
-        };
+        let source =
+            if let MapError::SyscallError(error) = error { error.io_error } else { io::Error::other(error) };
         if source.raw_os_error() == Some(libc::E2BIG) {
             OpError::Full { map: self.name, capacity: self.capacity }
         } else {

@@ -490,15 +490,16 @@ fn check_layout(ebpf: &mut Ebpf) -> Result<()> {
 
 /// The map inside aya's enum of types.
 pub(super) fn data(map: &Map) -> Result<&MapData> {
-    match map {
-        Map::Array(data)
-        | Map::HashMap(data)
-        | Map::LruHashMap(data)
-        | Map::PerCpuArray(data)
-        | Map::SkStorage(data)
-        | Map::Unsupported(data) => Ok(data),
-        #[expect(clippy::wildcard_enum_match_arm, reason = "aya adds types; ours are listed")]
-        other => bail!("unexpected map type: {other:?}"),
+    if let Map::Array(data)
+    | Map::HashMap(data)
+    | Map::LruHashMap(data)
+    | Map::PerCpuArray(data)
+    | Map::SkStorage(data)
+    | Map::Unsupported(data) = map
+    {
+        Ok(data)
+    } else {
+        bail!("unexpected map type: {map:?}")
     }
 }
 

@@ -142,7 +142,7 @@ unsafe impl<T: Send> Send for Mapped<T> {}
 impl<T: Pod + Zeroable> Mapped<T> {
     /// Maps an array of `len` elements. The kernel rounds each up to 8 bytes.
     pub(super) fn new(map: BorrowedFd<'_>, len: usize) -> io::Result<Self> {
-        assert!(size_of::<T>() % 8 == 0, "an element of a mapped array is a multiple of 8 bytes");
+        assert!(size_of::<T>().is_multiple_of(8), "an element of a mapped array is a multiple of 8 bytes");
         let bytes = len * size_of::<T>();
         // SAFETY: a new mapping at an address of the kernel's choice; the kernel checks the length.
         let start = unsafe {
