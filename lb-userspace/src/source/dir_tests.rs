@@ -63,7 +63,7 @@ fn touched(names: &[&str]) -> Touched {
 fn a_folder_is_its_manifests_of_every_form() {
     let mut bench = Bench::new();
     bench.write("a.yaml", &format!("# first\n---\n{}---\n{}...\n", service("one", 1), service("two", 2)));
-    bench.write("b.yml", &format!("{{\"apiVersion\": \"v1\", \"kind\": \"Service\", \"metadata\": {{\"name\": \"three\", \"namespace\": \"other\"}}, \"spec\": {{\"ports\": [{{\"port\": 3}}]}}}}"));
+    bench.write("b.yml", r#"{"apiVersion": "v1", "kind": "Service", "metadata": {"name": "three", "namespace": "other"}, "spec": {"ports": [{"port": 3}]}}"#);
     let list = r#"{"apiVersion": "v1", "kind": "List", "items": [
         {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "four"}, "spec": {"ports": [{"port": 4}]}},
         {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node-1"}},

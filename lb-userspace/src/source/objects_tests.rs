@@ -142,23 +142,18 @@ impl Dice {
     }
 
     fn object(&mut self, kind: Kind) -> Object {
-        match kind {
-            Kind::Service => {
-                let name = self.name("svc", 6);
-                service(&name, self.roll(3) as u32)
-            }
-            Kind::EndpointSlice => {
-                let (name, of) = (self.name("slice", 8), self.name("svc", 6));
-                slice(&name, &of, self.roll(3) as i64)
-            }
-            Kind::Node => {
-                let name = self.name("node", 3);
-                node(&name, &self.name("zone", 2))
-            }
-            _ => {
-                let name = self.name("pod", 5);
-                pod(&name, self.roll(2) == 0)
-            }
+        if kind == Kind::Service {
+            let name = self.name("svc", 6);
+            service(&name, self.roll(3) as u32)
+        } else if kind == Kind::EndpointSlice {
+            let (name, of) = (self.name("slice", 8), self.name("svc", 6));
+            slice(&name, &of, self.roll(3) as i64)
+        } else if kind == Kind::Node {
+            let name = self.name("node", 3);
+            node(&name, &self.name("zone", 2))
+        } else {
+            let name = self.name("pod", 5);
+            pod(&name, self.roll(2) == 0)
         }
     }
 }

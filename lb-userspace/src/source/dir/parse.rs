@@ -104,14 +104,14 @@ pub(super) fn contents<'a>(path: &Path, text: &'a str) -> Contents<'a> {
 
 impl<'a> Contents<'a> {
     fn json(&mut self, text: &'a str) -> usize {
-        let mut stream = serde_json::Deserializer::from_str(text).into_iter::<&'a RawValue>();
+        let stream = serde_json::Deserializer::from_str(text).into_iter::<&'a RawValue>();
         let mut place = Place::default();
-        while let Some(value) = stream.next() {
+        for value in stream {
             place.document += 1;
             match value {
                 Ok(raw) => {
                     let source = Source { text: Some(text), yaml: None };
-                    self.value(place.clone(), &Cow::Borrowed(raw.get()), &source, None);
+                    self.value(place.clone(), Cow::Borrowed(raw.get()), &source, None);
                 }
                 Err(error) => {
                     self.faults.push(Fault {
@@ -136,7 +136,7 @@ impl<'a> Contents<'a> {
                 Ok(serde_json::Value::Null) => place.document -= 1,
                 Ok(value) => {
                     let source = Source { text: None, yaml: Some((text, first_line)) };
-                    self.value(place.clone(), &Cow::Owned(value.to_string()), &source, None);
+                    self.value(place.clone(), Cow::Owned(value.to_string()), &source, None);
                 }
                 Err(error) => {
                     let at = error.location().map_or(1, |location| location.line() as usize).max(1);
@@ -153,12 +153,12 @@ impl<'a> Contents<'a> {
     }
 
     /// Takes one value: an object, or a list of them.
-    fn value(&mut self, place: Place, json: &Cow<'a, str>, source: &Source<'a>, list: Option<&Header>) {
-        let place = source.place(place, json);
+    fn value(&mut self, place: Place, json: Cow<'a, str>, source: &Source<'a>, list: Option<&Header>) {
+        let place = source.place(place, &json);
         let mut fault = |object: Option<ObjectRef>, reason: String, hides: bool| {
             self.faults.push(Fault { place: place.clone(), object, reason, hides });
         };
-        let mut header: Header = match serde_json::from_str(json) {
+        let mut header: Header = match serde_json::from_str(&json) {
             Ok(header) => header,
             Err(error) => return fault(None, format!("is no object: {}", without_place(&error)), true),
         };
@@ -195,12 +195,12 @@ impl<'a> Contents<'a> {
         }
         let object = ObjectRef { kind, key: ObjectKey { namespace, name } };
         let yaml = source.yaml.filter(|_| place.item.is_none());
-        self.documents.push(Document { place, object, json: json.clone(), yaml });
+        self.documents.push(Document { place, object, json, yaml });
     }
 
-    fn list(&mut self, place: &Place, json: &Cow<'a, str>, source: &Source<'a>, header: &Header) {
+    fn list(&mut self, place: &Place, json: Cow<'a, str>, source: &Source<'a>, header: &Header) {
         let mut each = |items: Vec<Cow<'a, str>>| {
-            for (i, item) in items.iter().enumerate() {
+            for (i, item) in items.into_iter().enumerate() {
                 let place = Place { item: Some(i + 1), ..place.clone() };
                 self.value(place, item, source, Some(header));
             }
@@ -212,7 +212,7 @@ impl<'a> Contents<'a> {
                 }
                 Err(error) => error,
             },
-            Cow::Owned(json) => match serde_json::from_str::<List<'_>>(json) {
+            Cow::Owned(json) => match serde_json::from_str::<List<'_>>(&json) {
                 Ok(list) => {
                     return each(list.items.iter().map(|item| Cow::Owned(item.get().to_owned())).collect());
                 }
@@ -281,7 +281,7 @@ impl Document<'_> {
     ///
     /// # Errors
     /// Why it cannot be used as a whole; single fields are told by the object itself.
-    pub(super) fn read(&self, config: &FillConfig, names: &mut Names) -> Result<Draft, Fault> {
+    pub(super) fn read(&self, config: &FillConfig, names: &mut Names) -> Result<Draft, Box<Fault>> {
         match self.object.kind {
             Kind::Service => {
                 let mut service: core::Service = self.typed()?;
@@ -293,7 +293,7 @@ impl Document<'_> {
                 let mut slice: discovery::EndpointSlice = self.typed()?;
                 self.fill_meta(&mut slice.metadata);
                 if slice.address_type.is_empty() {
-                    return Err(self.fault("addressType: is missing".into()));
+                    return Err(Box::new(self.fault("addressType: is missing".into())));
                 }
                 Ok(project::slice(&slice, names).map_or(Draft::Unused, Draft::EndpointSlice))
             }
@@ -319,17 +319,17 @@ impl Document<'_> {
 
     /// A Service that is cut off before its ports is still well-formed YAML; the API server
     /// requires them of all but these two sorts, and so the cut is seen.
-    fn require_ports(&self, service: &core::Service) -> Result<(), Fault> {
+    fn require_ports(&self, service: &core::Service) -> Result<(), Box<Fault>> {
         let spec = service.spec.as_ref();
         let has_ports = spec.and_then(|spec| spec.ports.as_ref()).is_some_and(|ports| !ports.is_empty());
         let exempt = spec.is_some_and(|spec| {
             spec.type_.as_deref() == Some("ExternalName") || spec.cluster_ip.as_deref() == Some("None")
         });
-        if has_ports || exempt { Ok(()) } else { Err(self.fault("spec.ports: is missing".into())) }
+        if has_ports || exempt { Ok(()) } else { Err(Box::new(self.fault("spec.ports: is missing".into()))) }
     }
 
-    fn typed<T: DeserializeOwned>(&self) -> Result<T, Fault> {
-        serde_json::from_str(&self.json).map_err(|_| self.explain::<T>())
+    fn typed<T: DeserializeOwned>(&self) -> Result<T, Box<Fault>> {
+        serde_json::from_str(&self.json).map_err(|_| Box::new(self.explain::<T>()))
     }
 
     /// Reads once more, slowly, to say which field is wrong and in which line it is.
@@ -422,10 +422,8 @@ fn guess(text: &str) -> Option<ObjectRef> {
         }
     }
     let name = name.filter(|name| !name.is_empty())?;
-    let namespace = match kind {
-        Kind::Node => "",
-        _ => namespace.filter(|namespace| !namespace.is_empty()).unwrap_or("default"),
-    };
+    let namespace = namespace.filter(|namespace| !namespace.is_empty()).unwrap_or("default");
+    let namespace = if kind == Kind::Node { "" } else { namespace };
     Some(ObjectRef { kind, key: ObjectKey::new(namespace, name) })
 }
 

@@ -62,7 +62,7 @@ impl Store {
                 match document.read(config, &mut self.names) {
                     Ok(draft) => changed.push((document.object.clone(), draft)),
                     Err(fault) => {
-                        faults.push(fault);
+                        faults.push(*fault);
                         continue;
                     }
                 }

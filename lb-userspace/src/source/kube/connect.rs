@@ -85,10 +85,7 @@ pub(super) async fn answers(client: &Client) -> anyhow::Result<()> {
 
 /// Every server that may be tried, best first, each with our credentials.
 async fn candidates(options: &ClientOptions) -> anyhow::Result<Vec<Config>> {
-    let kubelet = match read(&options.kubelet_kubeconfig).await {
-        Ok(config) => Some(config),
-        Err(_) => None,
-    };
+    let kubelet = read(&options.kubelet_kubeconfig).await.ok();
     let in_cluster = Config::incluster().ok();
     let variable =
         std::env::var_os("KUBECONFIG").map(PathBuf::from).filter(|path| !path.as_os_str().is_empty());

@@ -112,10 +112,13 @@ fn status(error: &watcher::Error) -> Option<u16> {
     match error {
         watcher::Error::InitialListFailed(error)
         | watcher::Error::WatchStartFailed(error)
-        | watcher::Error::WatchFailed(error) => match error {
-            ::kube::Error::Api(status) => Some(status.code),
-            _ => None,
-        },
+        | watcher::Error::WatchFailed(error) => {
+            if let ::kube::Error::Api(status) = error {
+                Some(status.code)
+            } else {
+                None
+            }
+        }
         watcher::Error::WatchError(status) => Some(status.code),
         watcher::Error::NoResourceVersion => None,
     }
