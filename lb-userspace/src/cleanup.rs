@@ -37,8 +37,8 @@ pub fn run(bpffs: &Path, state_dir: &Path) -> anyhow::Result<()> {
 fn remove_state(state_dir: &Path) -> anyhow::Result<()> {
     for entry in std::fs::read_dir(state_dir)? {
         let path = entry?.path();
-        let ours = path.file_name().is_some_and(|name| name == "lock")
-            || path.extension().is_some_and(|extension| extension == "sock" || extension == "json");
+        let ours = path.file_name().is_some_and(|name| name == "lock" || name == "apiservers")
+            || path.extension().is_some_and(|extension| extension == "sock");
         if ours {
             std::fs::remove_file(&path).with_context(|| format!("remove {}", path.display()))?;
         }

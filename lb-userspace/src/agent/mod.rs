@@ -76,6 +76,9 @@ pub async fn serve(
     if config.l7.asked {
         tracing::warn!("this version has no L7 half: --l7 on has no effect");
     }
+    for flag in parts::without_effect(&config) {
+        tracing::warn!(flag, "this version accepts the flag and does nothing with it yet");
+    }
     lock::prepare(&config.state_dir)?;
     let (board, metrics) = (Arc::<Board>::default(), Arc::<Metrics>::default());
     let handle = Arc::<OnceLock<Handle>>::default();

@@ -47,6 +47,20 @@ pub(super) fn datapath(config: &Config) -> anyhow::Result<Box<dyn Datapath>> {
     Ok(Box::new(Bpf::new(options).context("the data path cannot be loaded")?))
 }
 
+/// Flags that were given and that this version cannot honour: told, so that nobody relies
+/// on them.
+pub(super) fn without_effect(config: &Config) -> Vec<&'static str> {
+    let Some(l4) = &config.l4 else { return Vec::new() };
+    [
+        ("--cluster-cidr", l4.cluster_cidrs.is_some()),
+        ("--masquerade-all", l4.masquerade_all),
+        ("--bpf-log", l4.bpf_log != LogLevel::Off),
+    ]
+    .into_iter()
+    .filter_map(|(flag, given)| given.then_some(flag))
+    .collect()
+}
+
 /// aya-log's numbers.
 fn log_level(l4: &L4Config) -> u8 {
     match l4.bpf_log {
