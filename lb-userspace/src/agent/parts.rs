@@ -44,21 +44,21 @@ pub(super) fn datapath(config: &Config) -> anyhow::Result<Box<dyn Datapath>> {
         clsact: false,
         verbose: false,
     };
-    Ok(Box::new(Bpf::new(options).context("the data path cannot be loaded")?))
+    let mut bpf = Bpf::new(options).context("the data path cannot be loaded")?;
+    if l4.bpf_log != LogLevel::Off {
+        crate::datapath::log::follow(&mut bpf)?;
+    }
+    Ok(Box::new(bpf))
 }
 
 /// Flags that were given and that this version cannot honour: told, so that nobody relies
 /// on them.
 pub(super) fn without_effect(config: &Config) -> Vec<&'static str> {
     let Some(l4) = &config.l4 else { return Vec::new() };
-    [
-        ("--cluster-cidr", l4.cluster_cidrs.is_some()),
-        ("--masquerade-all", l4.masquerade_all),
-        ("--bpf-log", l4.bpf_log != LogLevel::Off),
-    ]
-    .into_iter()
-    .filter_map(|(flag, given)| given.then_some(flag))
-    .collect()
+    [("--cluster-cidr", l4.cluster_cidrs.is_some()), ("--masquerade-all", l4.masquerade_all)]
+        .into_iter()
+        .filter_map(|(flag, given)| given.then_some(flag))
+        .collect()
 }
 
 /// aya-log's numbers.

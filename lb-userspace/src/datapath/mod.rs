@@ -7,6 +7,7 @@ pub mod bpf;
 mod gc;
 mod hash;
 pub mod loader;
+pub mod log;
 mod pod;
 pub mod sim;
 mod sys;
