@@ -71,7 +71,7 @@ impl Layer {
             Self::Unit | Self::Verify => &[],
             Self::Golden => &[("tests", "golden")],
             Self::Packet => &[("tests", "packet")],
-            Self::Netns => &[("lb-userspace", "node"), ("tests", "netns")],
+            Self::Netns => &[("lb-userspace", "node"), ("lb-userspace", "agent"), ("tests", "netns")],
             Self::Api => &[("tests", "api")],
         }
     }
