@@ -144,6 +144,22 @@ mod tests {
     }
 
     #[test]
+    fn every_reason_is_a_row_of_the_documentation() {
+        let page = include_str!("../../../docs/counters.md");
+        let rows = PassReason::ALL
+            .iter()
+            .map(|r| (r.label(), r.meaning()))
+            .chain(DropReason::ALL.iter().map(|r| (r.label(), r.meaning())))
+            .chain(Reason::ALL.iter().map(|r| (r.label(), r.meaning())));
+        for (label, meaning) in rows {
+            let row = page.lines().find(|line| {
+                line.split('|').nth(1).is_some_and(|cell| cell.trim().trim_matches('`') == label)
+            });
+            assert!(row.is_some_and(|row| row.contains(meaning)), "{label} | {meaning}");
+        }
+    }
+
+    #[test]
     fn meanings_are_one_line() {
         assert_eq!(DropReason::NoRoute.meaning(), "No route to the chosen backend or back to the client.");
     }

@@ -29,8 +29,6 @@ pub struct Bpf {
     node: Array<MapData, Raw<NodeConfig>>,
     counters: PerCpuArray<MapData, u64>,
     service_counters: sys::Mapped<ServiceCounters>,
-    /// What was last written, so that only changes are.
-    facts: Option<NodeFacts>,
     /// Entries of the flow maps, as the last sweep counted them.
     used: BTreeMap<&'static str, u32>,
 }
@@ -71,7 +69,6 @@ impl Bpf {
             flows,
             transient,
             service_counters,
-            facts: None,
             used: BTreeMap::new(),
         })
     }
@@ -169,14 +166,9 @@ impl Datapath for Bpf {
     }
 
     fn set_node(&mut self, facts: &NodeFacts) -> Result<()> {
-        if self.facts.as_ref() == Some(facts) {
-            return Ok(());
-        }
-        self.facts = None;
         self.devices.replace(&facts.devices)?;
         self.addresses.replace(&facts.addresses)?;
         self.node.set(0, Raw(facts.config), 0).context("write the node's configuration")?;
-        self.facts = Some(facts.clone());
         Ok(())
     }
 

@@ -32,8 +32,11 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// How often everything is compared with what the kernel holds.
 const CHECK: Duration = Duration::from_secs(60);
-/// How often flows are swept.
+/// How often flows are swept, at most.
 const SWEEP: Duration = Duration::from_secs(5);
+/// A sweep reads all flows: the next one waits this many times as long as it took, so that
+/// rounds are not held up by many flows (S63).
+const SWEEP_SHARE: u32 = 200;
 
 /// What a reconciler is built from.
 pub struct Parts {
@@ -202,8 +205,9 @@ impl Reconciler {
             self.retire_leftovers(&mut round);
         }
         if now >= self.next_sweep {
-            self.next_sweep = now + SWEEP;
+            let began = Instant::now();
             self.sweep(&mut round);
+            self.next_sweep = now + SWEEP.max(began.elapsed() * SWEEP_SHARE);
         }
         self.update_node();
         self.phase = Phase::Synced;
