@@ -16,6 +16,7 @@ pub mod flows;
 pub mod helper;
 pub mod manifests;
 pub mod netns;
+pub mod packets;
 pub mod scratch;
 pub mod servers;
 pub mod topology;

@@ -64,7 +64,7 @@ pub struct LoadOptions {
 }
 
 /// Seed of the flow hash: the same on all nodes of all clusters (decision 6).
-const HASH_SEED: u32 = 0x5765_6972;
+pub const HASH_SEED: u32 = 0x5765_6972;
 
 const TCX_INGRESS: u32 = 46;
 const TCX_EGRESS: u32 = 47;

@@ -1,0 +1,15 @@
+//! Packets in, packets out: the table that the simulator, tc and XDP must all agree with.
+//!
+//! ```text
+//!  build ── row ── table ──┬── run (simulator)
+//!           world ─────────┴── kernel (the loaded programs, through the kernel's test-run)
+//! ```
+//! [`build`] makes packets and what they should become from scratch, with checksums of its
+//! own; [`show`] reads them for people.
+
+pub mod build;
+pub mod row;
+pub mod run;
+pub mod show;
+pub mod table;
+pub mod world;

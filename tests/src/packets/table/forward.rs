@@ -1,0 +1,281 @@
+//! Frontends: which packets are theirs, where they go, how the replies come back.
+
+use super::super::build::{Link, Packet, other, tcp, udp};
+use super::super::row::{Hook, Row, Service};
+use super::super::world::{ETH0, ETH1, POD0};
+use super::{Connection, Family, V4, V6, named};
+use lb_common::abi::{DropReason, PassReason, Proto};
+
+pub(super) fn rows() -> Vec<Row> {
+    let mut rows = Vec::new();
+    for family in [V4, V6] {
+        for proto in [Proto::TCP, Proto::UDP] {
+            rows.extend(translation(&family, proto));
+            rows.push(no_endpoint(&family, proto));
+        }
+        rows.extend([node_port(&family), policy(&family), maglev(&family), second_device(&family)]);
+        rows.extend([tunnel(&family), tunnel_refused(&family), retired(&family), inside_remote(&family)]);
+        rows.push(both_ports(&family));
+    }
+    rows.extend([wildcard_is_no_address(), other_families(), unroutable(), stale_table()]);
+    rows
+}
+
+/// A first packet of the protocol.
+fn first(proto: Proto, from: &str, to: &str) -> Packet {
+    if proto == Proto::TCP { tcp(from, to, "S") } else { udp(from, to) }
+}
+
+/// The answer to it.
+fn reply(proto: Proto, from: &str, to: &str) -> Packet {
+    if proto == Proto::TCP {
+        tcp(from, to, "SA").seq(9000).ack(1001)
+    } else {
+        udp(from, to).payload(b"answer")
+    }
+}
+
+fn translation(family: &Family, proto: Proto) -> Vec<Row> {
+    let what = |text: &str| format!("{proto} {text}");
+    let mut rows = Vec::new();
+    for (kind, frontend) in
+        [("cluster IP", family.cluster_ip), ("external IP", family.external), ("node port", family.node_port)]
+    {
+        let mut row = named(&what(&format!("{kind} to a local backend and back at egress")), family);
+        row.service(family.service(proto).local(family.local));
+        let ask = first(proto, family.client, frontend);
+        row.outside(&ask).passes(PassReason::NewFlow, &ask.to(family.local));
+        let answer = reply(proto, family.local, family.client);
+        row.egress(&answer).passes(PassReason::Reply, &answer.from(frontend));
+        rows.push(row);
+
+        let mut row = named(&what(&format!("{kind} to another node and back at ingress")), family);
+        row.service(family.service(proto).remote(family.remote));
+        let ask = first(proto, family.client, frontend);
+        row.outside(&ask).redirected(
+            PassReason::NewFlow,
+            ETH0,
+            &ask.from(family.source).to(family.remote).ttl(63),
+        );
+        let answer = reply(proto, family.remote, family.source);
+        row.outside(&answer).redirected(
+            PassReason::Reply,
+            ETH0,
+            &answer.from(frontend).to(family.client).ttl(63),
+        );
+        rows.push(row);
+    }
+    let mut row = named(&what("from a pod to a local backend and back"), family);
+    row.service(family.service(proto).local(family.local));
+    let ask = first(proto, family.pod, family.cluster_ip);
+    row.inside(&ask).passes(PassReason::NewFlow, &ask.to(family.local));
+    let answer = reply(proto, family.local, family.pod);
+    row.inside(&answer).untouched(PassReason::NoService);
+    row.frame(Hook::Egress, POD0, answer.bytes()).passes(PassReason::Reply, &answer.from(family.cluster_ip));
+    rows.push(row);
+
+    let mut row = named(&what("hairpin"), family);
+    row.service(family.service(proto).local(family.local_too));
+    let ask = first(proto, family.pod, family.cluster_ip);
+    row.inside(&ask).redirected(
+        PassReason::NewFlow,
+        POD0,
+        &ask.from(family.source).to(family.local_too).ttl(63),
+    );
+    let answer = reply(proto, family.local_too, family.source);
+    row.inside(&answer).redirected(
+        PassReason::Reply,
+        POD0,
+        &answer.from(family.cluster_ip).to(family.pod).ttl(63),
+    );
+    rows.push(row);
+    rows
+}
+
+/// From a pod to another node: its own address stays, the reply is turned on its link.
+fn inside_remote(family: &Family) -> Row {
+    let mut row = named("from a pod to a backend on another node", family);
+    row.service(family.service(Proto::TCP).remote(family.remote));
+    let syn = tcp(family.pod, family.cluster_ip, "S");
+    row.inside(&syn).passes(PassReason::NewFlow, &syn.to(family.remote));
+    let syn_ack = tcp(family.remote, family.pod, "SA").seq(9000).ack(1001);
+    row.outside(&syn_ack).untouched(PassReason::NoService);
+    row.frame(Hook::Egress, POD0, syn_ack.bytes())
+        .passes(PassReason::Reply, &syn_ack.from(family.cluster_ip));
+    row
+}
+
+fn no_endpoint(family: &Family, proto: Proto) -> Row {
+    let mut row = named(&format!("{proto} without endpoint is refused"), family);
+    row.service(family.service(proto));
+    let ask = first(proto, family.client, family.node_port);
+    row.outside(&ask).refused();
+    // Longer than what is quoted of it, and behind padding.
+    let mut long = ask.payload(&[0x5a; 333]);
+    long.padding = 7;
+    row.outside(&long).refused();
+    row.inside(&first(proto, family.pod, family.cluster_ip)).refused();
+    row
+}
+
+fn node_port(family: &Family) -> Row {
+    let mut row = named("node port answers on node-port addresses alone", family);
+    row.service(family.service(Proto::TCP).local(family.local));
+    let (secondary, elsewhere) = if family.name == "v4" {
+        ("203.0.113.1:30080", "192.0.2.9:30080")
+    } else {
+        ("[2001:db8:2::1]:30080", "[2001:db8:1::9]:30080")
+    };
+    row.outside(&tcp(family.client, secondary, "S")).untouched(PassReason::NoService);
+    row.outside(&tcp(family.client, elsewhere, "S")).untouched(PassReason::NoService);
+    // A port next to it, and one outside of the range of node ports.
+    let beside = family.node_port.replace("30080", "30081");
+    row.outside(&tcp(family.client, &beside, "S")).untouched(PassReason::NoService);
+    let outside = family.node_port.replace("30080", "80");
+    row.outside(&tcp(family.client, &outside, "S")).untouched(PassReason::NoService);
+    // The same port of another protocol.
+    row.outside(&udp(family.client, family.node_port)).untouched(PassReason::NoService);
+    row.inside(&tcp(family.pod, family.node_port, "S"))
+        .passes(PassReason::NewFlow, &tcp(family.pod, family.local, "S"));
+    row
+}
+
+/// S37: endpoints exist, but none here.
+fn policy(family: &Family) -> Row {
+    let mut row = named("Local policy drops where there is no local endpoint", family);
+    row.service(family.service(Proto::TCP).remote(family.remote).local_policy());
+    row.outside(&tcp(family.client, family.node_port, "S")).dropped(DropReason::NoLocalEndpoint);
+    row.outside(&tcp(family.client, family.external, "S")).dropped(DropReason::NoLocalEndpoint);
+    // S46: a pod of this node gets the Cluster set.
+    let syn = tcp(family.pod, family.node_port, "S");
+    row.inside(&syn).passes(PassReason::NewFlow, &syn.to(family.remote));
+    row
+}
+
+fn maglev(family: &Family) -> Row {
+    let mut row = named("new flows follow the Maglev table, not the slots", family);
+    row.service(family.service(Proto::TCP).local(family.local).local(family.local_too).maglev());
+    for client in [family.client, family.client_too, family.stranger] {
+        let syn = tcp(client, family.node_port, "S");
+        row.outside(&syn).passes(PassReason::NewFlow, &syn.to(family.local_too));
+    }
+    row
+}
+
+/// The source is the address of the device that the packet leaves by.
+fn second_device(family: &Family) -> Row {
+    let (backend, source) = if family.name == "v4" {
+        ("10.244.3.5:8080", "203.0.113.1:20000")
+    } else {
+        ("[fd00:3::5]:8080", "[2001:db8:2::1]:20000")
+    };
+    let mut row = named("source is the address of the device towards the backend", family);
+    row.service(family.service(Proto::TCP).remote(backend));
+    let flow = Connection { backend, source, ..Connection::new(family) };
+    let syn = flow.ask("S");
+    row.outside(&syn).redirected(PassReason::NewFlow, ETH1, &flow.asked(&syn));
+    let syn_ack = flow.answer("SA").seq(9000).ack(1001);
+    row.frame(Hook::Outside, ETH1, syn_ack.bytes()).redirected(
+        PassReason::Reply,
+        ETH0,
+        &flow.answered(&syn_ack),
+    );
+    row
+}
+
+/// Devices without link-layer header.
+fn tunnel(family: &Family) -> Row {
+    let mut row = named("a device without link-layer header", family);
+    row.service(family.service(Proto::UDP).local(family.local));
+    row.service(Service::new(Proto::TCP).node_port(30_081).remote(family.remote));
+    let ask = udp(family.client, family.node_port).link(Link::None);
+    row.outside(&ask).passes(PassReason::NewFlow, &ask.to(family.local));
+    let answer = udp(family.local, family.client).link(Link::None);
+    row.egress(&answer).passes(PassReason::Reply, &answer.from(family.node_port));
+    let ask = udp(family.pod, family.cluster_ip).link(Link::None);
+    row.inside(&ask).passes(PassReason::NewFlow, &ask.to(family.local));
+    let syn = tcp(family.client, &family.node_port.replace("30080", "30081"), "S").link(Link::None);
+    row.outside(&syn).redirected(
+        PassReason::NewFlow,
+        ETH0,
+        &syn.from(family.source).to(family.remote).ttl(63),
+    );
+    row.frame(Hook::OutsideL3, ETH0, vec![0; 20]).untouched(PassReason::NotIp);
+    row
+}
+
+fn tunnel_refused(family: &Family) -> Row {
+    let mut row = named("refused on a device without link-layer header", family);
+    row.simulator_only = Some("test-run's socket buffers have a link-layer header that the gap opens behind");
+    row.service(family.service(Proto::TCP));
+    row.outside(&tcp(family.client, family.node_port, "S").link(Link::None)).refused();
+    row
+}
+
+/// S65: a Service that is gone keeps its flows and takes no new ones.
+fn retired(family: &Family) -> Row {
+    let mut row = named("a retired frontend keeps its flows and opens none", family);
+    let service = row.service(family.service(Proto::TCP).remote(family.remote));
+    let flow = Connection::new(family);
+    flow.open(&mut row);
+    row.ops(service.retire());
+    flow.talk(&mut row);
+    row.outside(&tcp(family.client_too, family.node_port, "S")).untouched(PassReason::NoService);
+    row.inside(&tcp(family.pod, family.cluster_ip, "S")).untouched(PassReason::NoService);
+    row
+}
+
+/// Packets that carry a frontend's port as their source are none of its business (S20).
+fn both_ports(family: &Family) -> Row {
+    let mut row = named("a frontend's own packets and replies to it stay untouched", family);
+    row.service(family.service(Proto::TCP).local(family.local));
+    row.egress(&tcp(family.node_port, family.client, "SA")).untouched(PassReason::NoService);
+    row.outside(&tcp(family.client, family.local, "S")).untouched(PassReason::NoService);
+    row.egress(&tcp(family.local, family.client, "SA")).untouched(PassReason::NoService);
+    // A source port of ours, but no flow.
+    row.outside(&tcp(family.remote, family.source, "SA")).untouched(PassReason::NoService);
+    row
+}
+
+/// The wildcard's own address is never a destination.
+fn wildcard_is_no_address() -> Row {
+    let mut row = Row::new("the unspecified address is no node port");
+    row.service(V4.service(Proto::UDP).local(V4.local));
+    row.outside(&udp(V4.client, "255.255.255.255:30080")).untouched(PassReason::NoService);
+    row.outside(&udp(V4.client, "224.0.0.1:30080")).untouched(PassReason::NoService);
+    row
+}
+
+/// S13: one protocol and one family do not speak for the other.
+fn other_families() -> Row {
+    let mut row = Row::new("other protocols to a frontend's address stay untouched");
+    row.service(V4.service(Proto::TCP).local(V4.local));
+    for proto in [1, 2, 47, 50, 132] {
+        row.outside(&other(proto, V4.client, V4.cluster_ip, &[8, 0, 0xf7, 0xff, 0, 0, 0, 0]))
+            .untouched(PassReason::OtherProtocol);
+    }
+    row.outside(&other(58, V6.client, V6.cluster_ip, &[128, 0, 0, 0, 0, 0, 0, 0]))
+        .untouched(PassReason::OtherProtocol);
+    row
+}
+
+fn unroutable() -> Row {
+    let mut row = Row::new("no route to the backend");
+    row.service(V4.service(Proto::TCP).remote("10.244.9.5:8080"));
+    row.service(Service::new(Proto::TCP).cluster_ip(V6.cluster_ip).remote("[fd00:9::5]:8080"));
+    row.outside(&tcp(V4.client, V4.node_port, "S")).dropped(DropReason::NoRoute);
+    row.outside(&tcp(V6.client, V6.cluster_ip, "S")).dropped(DropReason::NoRoute);
+    // From a pod the stack would route it.
+    let syn = tcp(V4.pod, V4.cluster_ip, "S");
+    row.inside(&syn).passes(PassReason::NewFlow, &syn.to("10.244.9.5:8080"));
+    row
+}
+
+fn stale_table() -> Row {
+    let mut row = Row::new("a table that names no backend");
+    let service = row.service(V4.service(Proto::TCP).local(V4.local));
+    let gone = weir::plan::op::Op::DeleteBackend(service.endpoints[0].id);
+    row.ops(vec![gone]);
+    row.outside(&tcp(V4.client, V4.node_port, "S")).dropped(DropReason::StaleTable);
+    row
+}
