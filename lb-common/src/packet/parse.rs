@@ -249,6 +249,11 @@ fn ipv6<P: Packet>(packet: &P, l3: usize, tuple: &mut FlowKey) -> Result<Network
             more_fragments |= fragment & 1 != 0;
             skip += 8;
         } else {
+            // Segments left: the destination is a stop on the way, and the checksum covers
+            // another (RFC 8200 4.4, 8.1).
+            if next == 43 && low != 0 {
+                return Err(PassReason::OtherProtocol);
+            }
             skip += 8 + (length as usize) * 8;
         }
         if skip > MAX_EXTENSION_BYTES {
@@ -258,6 +263,10 @@ fn ipv6<P: Packet>(packet: &P, l3: usize, tuple: &mut FlowKey) -> Result<Network
     }
     tuple.source = Addr(ip.source);
     tuple.destination = Addr(ip.destination);
+    // On the wire the mapped form is no IPv4 address and must not pass for one.
+    if tuple.source.is_v4() || tuple.destination.is_v4() {
+        return Err(PassReason::Malformed);
+    }
     Ok(Network {
         proto: next,
         ttl: ip.hops,
