@@ -6,13 +6,15 @@ use super::pod::Raw;
 use super::{Capacity, Datapath, Hook, LinkPlan, MapFill, NodeFacts, OpError, Programmed, Sweep, gc, sys};
 use crate::plan::op::Op;
 use anyhow::{Context, Result};
-use aya::maps::{Array, MapData, PerCpuArray};
+use aya::maps::{Array, Map, MapData, PerCpuArray};
 use lb_common::abi::{
     Addr, Affinity, AffinityKey, Backend, BackendId, Device, Flow, FlowFlags, FlowKey, Frontend, FrontendKey,
     NodeAddress, NodeConfig, Reason, ServiceCounters, ServiceId, TABLE_BLOCK, Ticks, map, timeout,
 };
 use std::collections::BTreeMap;
 use std::os::fd::AsFd;
+
+mod probe;
 
 /// Maps and programs of this node.
 pub struct Bpf {
@@ -29,6 +31,9 @@ pub struct Bpf {
     node: Array<MapData, Raw<NodeConfig>>,
     counters: PerCpuArray<MapData, u64>,
     service_counters: sys::Mapped<ServiceCounters>,
+    /// The maps that are mapped into memory. XDP is loaded when the first device wants it, and
+    /// its code names maps by descriptors: a closed one may by then be another map's.
+    _arrays: [Map; 3],
     /// Entries of the flow maps, as the last sweep counted them.
     used: BTreeMap<&'static str, u32>,
 }
@@ -40,9 +45,15 @@ impl Bpf {
     /// Those of [`Loaded::new`], and when a map cannot be mapped into memory.
     pub fn new(options: LoadOptions) -> Result<Self> {
         let mut loaded = Loaded::new(options)?;
-        let backends = mapped(&mut loaded, map::BACKENDS)?;
-        let tables = mapped(&mut loaded, map::TABLES)?;
-        let service_counters = mapped(&mut loaded, map::SERVICE_COUNTERS)?;
+        let arrays = [
+            loaded.take_map(map::BACKENDS)?,
+            loaded.take_map(map::TABLES)?,
+            loaded.take_map(map::SERVICE_COUNTERS)?,
+        ];
+        let [backends, tables, service_counters] = &arrays;
+        let backends = mapped(backends, map::BACKENDS)?;
+        let tables = mapped(tables, map::TABLES)?;
+        let service_counters = mapped(service_counters, map::SERVICE_COUNTERS)?;
         let frontends = hash(&mut loaded, map::FRONTENDS)?;
         let flows = hash(&mut loaded, map::FLOWS)?;
         let transient = hash(&mut loaded, map::TRANSIENT)?;
@@ -69,6 +80,7 @@ impl Bpf {
             flows,
             transient,
             service_counters,
+            _arrays: arrays,
             used: BTreeMap::new(),
         })
     }
@@ -76,14 +88,6 @@ impl Bpf {
     /// The loaded object, for aya-log.
     pub fn ebpf(&mut self) -> &mut aya::Ebpf {
         self.loaded.ebpf()
-    }
-
-    /// Runs one of the packet programs on a frame, through the kernel's test-run (tests).
-    ///
-    /// # Errors
-    /// When there is no such program or the kernel refuses to run it.
-    pub fn test_run(&mut self, program: &str, frame: &[u8], ifindex: u32) -> Result<(u32, Vec<u8>)> {
-        self.loaded.test_run(program, frame, ifindex)
     }
 
     fn one(&mut self, op: &Op) -> Result<(), OpError> {
@@ -134,9 +138,8 @@ fn hash<K: bytemuck::Pod + Ord, V: bytemuck::Pod + PartialEq>(
     Hash::new(name, loaded.take_map(name)?)
 }
 
-fn mapped<T: bytemuck::Pod>(loaded: &mut Loaded, name: &'static str) -> Result<sys::Mapped<T>> {
-    let map = loaded.take_map(name)?;
-    let inner = data(&map)?;
+fn mapped<T: bytemuck::Pod>(map: &Map, name: &'static str) -> Result<sys::Mapped<T>> {
+    let inner = data(map)?;
     let len = inner.info()?.max_entries();
     sys::Mapped::new(inner.fd().as_fd(), len as usize).with_context(|| format!("map {name} into memory"))
 }

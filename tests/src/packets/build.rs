@@ -380,46 +380,6 @@ impl Packet {
     }
 }
 
-/// The frame that answers `frame` with ICMP or ICMPv6 "port unreachable".
-pub fn port_unreachable(frame: &[u8], link: Link) -> Vec<u8> {
-    let (head, packet) = frame.split_at(link.len());
-    let v4 = packet[0] >> 4 == 4;
-    let header = if v4 { 20 } else { 40 };
-    let tcp = packet[if v4 { 9 } else { 6 }] == 6;
-    let quote = &packet[..header + if tcp { 20 } else { 8 }];
-    let mut icmp = if v4 { vec![3, 3, 0, 0, 0, 0, 0, 0] } else { vec![1, 4, 0, 0, 0, 0, 0, 0] };
-    icmp.extend(quote);
-    let mut answer = Vec::new();
-    if !head.is_empty() {
-        answer.extend(&head[6..12]);
-        answer.extend(&head[..6]);
-        answer.extend(&head[12..]);
-    }
-    if v4 {
-        let sum = internet_sum(&[&icmp]);
-        icmp[2..4].copy_from_slice(&sum.to_be_bytes());
-        let mut ip = vec![0x45, 0];
-        ip.extend(((20 + icmp.len()) as u16).to_be_bytes());
-        ip.extend([0, 0, 0, 0, 64, 1, 0, 0]);
-        ip.extend(&packet[16..20]);
-        ip.extend(&packet[12..16]);
-        let sum = internet_sum(&[&ip]);
-        ip[10..12].copy_from_slice(&sum.to_be_bytes());
-        answer.extend(ip);
-    } else {
-        let pseudo = [&packet[24..40], &packet[8..24], &(icmp.len() as u32).to_be_bytes(), &[0, 0, 0, 58]];
-        let sum = internet_sum(&[&pseudo.concat(), &icmp]);
-        icmp[2..4].copy_from_slice(&sum.to_be_bytes());
-        answer.extend([0x60, 0, 0, 0]);
-        answer.extend((icmp.len() as u16).to_be_bytes());
-        answer.extend([58, 64]);
-        answer.extend(&packet[24..40]);
-        answer.extend(&packet[8..24]);
-    }
-    answer.extend(icmp);
-    answer
-}
-
 /// The checksum of a TCP or UDP packet whose own checksum field is zero; never 0 for UDP.
 pub fn transport_sum(from: IpAddr, to: IpAddr, proto: u8, bytes: &[u8]) -> u16 {
     let mut pseudo = match (from, to) {

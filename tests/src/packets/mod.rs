@@ -7,7 +7,9 @@
 //! [`build`] makes packets and what they should become from scratch, with checksums of its
 //! own; [`show`] reads them for people.
 
+pub mod answer;
 pub mod build;
+pub mod kernel;
 pub mod row;
 pub mod run;
 pub mod show;

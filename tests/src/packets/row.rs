@@ -1,7 +1,8 @@
 //! One row of the packet table: what is programmed, which packets come in on which hook, and
 //! what must come of each. Later packets of a row meet what the earlier ones left behind.
 
-use super::build::{Link, Packet, at, port_unreachable};
+use super::answer::refusal;
+use super::build::{Link, Packet, at};
 use super::world::{ETH0, POD0};
 use lb_common::abi::{
     Addr, Backend, BackendFlags, BackendId, Be16, DropReason, Family, Frontend, FrontendFlags, FrontendKey,
@@ -93,6 +94,8 @@ pub struct Row {
     pub snat: Snat,
     /// What sockets of the host have taken, TCP and UDP.
     pub sockets: Vec<SocketAddr>,
+    /// Connected sockets of the host: their own address and their peer's.
+    pub connected: Vec<(SocketAddr, SocketAddr)>,
     /// Why the kernel's test-run cannot run this row.
     pub simulator_only: Option<&'static str>,
     pub steps: Vec<Step>,
@@ -106,6 +109,7 @@ impl Row {
             name,
             snat: Snat::Low,
             sockets: Vec::new(),
+            connected: Vec::new(),
             simulator_only: None,
             steps: Vec::new(),
             services: 0,
@@ -197,9 +201,9 @@ impl Pending<'_> {
         self.end(Expected::Redirect(reason, device), output.bytes());
     }
 
-    /// Refused by ICMP "port unreachable".
+    /// Refused: a RST for a SYN, else ICMP "port unreachable".
     pub fn refused(self) {
-        let answer = port_unreachable(&self.input, self.hook.link());
+        let answer = refusal(&self.input, self.hook.link());
         self.end(Expected::Answer(DropReason::NoEndpoint), answer);
     }
 

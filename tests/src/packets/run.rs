@@ -1,13 +1,13 @@
 //! Runs rows on a data path and says where it does something else than the row.
 
 use super::build::Link;
-use super::row::{Arrival, Expected, Hook, Row, Snat, Step};
+use super::row::{Arrival, Expected, Hook, Row, Step};
 use super::show;
 use super::world::{Routes, facts};
 use anyhow::{Context, Result, bail, ensure};
 use lb_common::abi::{Flow, FlowKey, PassReason, Ticks};
 use lb_common::packet::Frame;
-use lb_common::path::{self, Origin, Place, Scratch, Tables, Verdict};
+use lb_common::path::{self, Origin, Scratch, Tables, Verdict};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use weir::datapath::sim::Sim;
@@ -55,7 +55,7 @@ pub trait Runner {
     ///
     /// # Errors
     /// When the data path refuses.
-    fn reset(&mut self, snat: Snat, sockets: &[SocketAddr]) -> Result<()>;
+    fn reset(&mut self, row: &Row) -> Result<()>;
 
     /// # Errors
     /// When an operation is refused.
@@ -86,12 +86,18 @@ pub trait Runner {
 pub struct Simulated {
     pub sim: Sim,
     sockets: Vec<SocketAddr>,
+    connected: Vec<(SocketAddr, SocketAddr)>,
     scratch: Scratch,
 }
 
 impl Default for Simulated {
     fn default() -> Self {
-        Self { sim: Sim::new(CAPACITY), sockets: Vec::new(), scratch: Scratch::default() }
+        Self {
+            sim: Sim::new(CAPACITY),
+            sockets: Vec::new(),
+            connected: Vec::new(),
+            scratch: Scratch::default(),
+        }
     }
 }
 
@@ -110,7 +116,7 @@ impl Simulated {
     }
 
     fn routes(&self, length: usize, early: bool) -> Routes<'_> {
-        Routes { length, early, sockets: &self.sockets }
+        Routes { length, early, sockets: &self.sockets, connected: &self.connected }
     }
 }
 
@@ -124,11 +130,11 @@ pub fn went_up(before: &[u64], after: &[u64]) -> BTreeMap<u32, u64> {
 }
 
 impl Runner for Simulated {
-    fn reset(&mut self, snat: Snat, sockets: &[SocketAddr]) -> Result<()> {
+    fn reset(&mut self, row: &Row) -> Result<()> {
         self.sim = Sim::new(CAPACITY);
         self.sim.memory.settings.hash_seed = HASH_SEED;
-        self.sim.memory.settings.snat = snat.ranges();
-        self.sockets = sockets.to_vec();
+        self.sim.memory.settings.snat = row.snat.ranges();
+        (self.sockets, self.connected) = (row.sockets.clone(), row.connected.clone());
         self.sim.set_node(&facts())
     }
 
@@ -192,17 +198,44 @@ pub fn timeless(flow: Flow) -> Flow {
     Flow { seen: Ticks(0), ..flow }
 }
 
-/// The key under which [`Flows`] holds an entry.
-pub fn place_key(place: Place, key: FlowKey) -> (bool, FlowKey) {
-    (place == Place::Confirmed, key)
-}
-
 /// What one step of a row left behind, to be compared between data paths.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Trace {
     pub step: usize,
     pub outcome: Outcome,
     pub flows: Flows,
+}
+
+/// Compares two data paths that ran the same row.
+///
+/// # Errors
+/// At the first step after which they differ.
+pub fn same(row: &Row, one: &[Trace], other: &[Trace]) -> Result<()> {
+    ensure!(one.len() == other.len(), "row `{}`: {} steps and {}", row.name, one.len(), other.len());
+    for (number, (one, other)) in (1..).zip(one.iter().zip(other)) {
+        let at = format!("row `{}`, packet {number}", row.name);
+        let (a, b) = (&one.outcome, &other.outcome);
+        ensure!(a.code == b.code, "{at}: {:?} and {:?}", a.code, b.code);
+        ensure!(a.counted == b.counted, "{at}: counted {:?} and {:?}", names(&a.counted), names(&b.counted));
+        if a.code != Code::Drop {
+            ensure!(a.bytes == b.bytes, "{at}: {}", show::difference(&a.bytes, &b.bytes, Link::Ethernet));
+        }
+        ensure!(
+            one.flows == other.flows,
+            "{at}: flows differ:\n{}and\n{}",
+            show_flows(&one.flows),
+            show_flows(&other.flows)
+        );
+    }
+    Ok(())
+}
+
+/// Entries of flow memory, one a line.
+pub fn show_flows(flows: &Flows) -> String {
+    flows.iter().fold(String::new(), |text, ((confirmed, key), flow)| {
+        let place = if *confirmed { "confirmed" } else { "transient" };
+        format!("{text}  {place} {key:?} becomes {flow:?}\n")
+    })
 }
 
 /// Runs a row's packets through the socket-buffer hooks and compares with what it expects.
@@ -255,7 +288,7 @@ fn walk(
     row: &Row,
     mut packet: impl FnMut(&mut dyn Runner, &Arrival) -> Result<Outcome>,
 ) -> Result<Vec<Trace>> {
-    runner.reset(row.snat, &row.sockets)?;
+    runner.reset(row)?;
     let mut traces = Vec::new();
     let mut number = 0;
     for (step, what) in row.steps.iter().enumerate() {

@@ -93,6 +93,8 @@ pub struct Routes<'a> {
     pub early: bool,
     /// Ports of this node that its own sockets have.
     pub sockets: &'a [SocketAddr],
+    /// Its connected sockets and their peers.
+    pub connected: &'a [(SocketAddr, SocketAddr)],
 }
 
 impl Network for Routes<'_> {
@@ -119,7 +121,13 @@ impl Network for Routes<'_> {
 
     fn socket_owns(&self, tuple: &FlowKey) -> bool {
         let to = SocketAddr::new(tuple.destination.into(), tuple.destination_port.get());
-        !self.early && self.sockets.contains(&to)
+        !self.early && (self.sockets.contains(&to) || self.socket_expects(tuple))
+    }
+
+    fn socket_expects(&self, tuple: &FlowKey) -> bool {
+        let to = SocketAddr::new(tuple.destination.into(), tuple.destination_port.get());
+        let from = SocketAddr::new(tuple.source.into(), tuple.source_port.get());
+        !self.early && self.connected.contains(&(to, from))
     }
 }
 

@@ -115,6 +115,12 @@ fn no_endpoint(family: &Family, proto: Proto) -> Row {
     long.padding = 7;
     row.outside(&long).refused();
     row.inside(&first(proto, family.pod, family.cluster_ip)).refused();
+    if proto == Proto::TCP {
+        row.outside(&tcp(family.client, family.node_port, "PA").payload(&[0x5a; 99])).refused();
+        let options = [2, 4, 5, 0xb4, 4, 2, 1, 1];
+        let syn = tcp(family.client, family.node_port, "S").seq(0xffff_ffff).tcp_options(&options);
+        row.outside(&syn).refused();
+    }
     row
 }
 

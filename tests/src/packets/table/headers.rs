@@ -11,7 +11,7 @@ pub(super) fn rows() -> Vec<Row> {
     for family in [V4, V6] {
         rows.extend([wrong_sums(&family), padding(&family), hop_limit_of_one(&family), too_big(&family)]);
         rows.extend([fragments(&family), service_fields(&family), tcp_options(&family), lengths(&family)]);
-        rows.push(truncated(&family));
+        rows.extend([truncated(&family), nearly_empty(&family)]);
     }
     rows.extend(extensions());
     rows.extend(malformed());
@@ -157,7 +157,7 @@ fn truncated(family: &Family) -> Row {
     row.service(family.service(Proto::TCP).local(family.local));
     row.service(family.service(Proto::UDP).local(family.local));
     let whole = tcp(family.client, family.node_port, "S").bytes().len();
-    for cut in [15, 24, 33, 34, 40, whole - 8, whole - 1] {
+    for cut in [if family.name == "v4" { 34 } else { 54 }, whole - 8, whole - 1] {
         let mut syn = tcp(family.client, family.node_port, "S");
         syn.cut = Some(cut);
         row.outside(&syn).untouched(PassReason::Malformed);
@@ -174,6 +174,20 @@ fn truncated(family: &Family) -> Row {
             short.cut = Some(14 + if family.name == "v4" { 20 } else { 40 } + usize::from(there));
             row.outside(&short).untouched(PassReason::Malformed);
         }
+    }
+    row
+}
+
+fn nearly_empty(family: &Family) -> Row {
+    let mut row = named("frames that end in the IP header", family);
+    row.simulator_only = Some("test-run refuses frames shorter than an IP header");
+    row.service(family.service(Proto::TCP).local(family.local));
+    for cut in [0, 1, 13, 14, 15, 24, 33] {
+        let mut syn = tcp(family.client, family.node_port, "S");
+        syn.cut = Some(cut);
+        let reason = if cut < 14 { PassReason::NotIp } else { PassReason::Malformed };
+        row.outside(&syn).untouched(reason);
+        row.egress(&syn).untouched(reason);
     }
     row
 }
@@ -309,14 +323,20 @@ fn header_sum() -> Row {
     row
 }
 
-/// An error would have to repeat the options; the sender waits instead.
+/// An error would have to repeat the options; the sender waits instead. A RST need not.
 fn refused_with_options() -> Row {
-    let mut row = Row::new("without endpoint, packets with options are dropped");
-    row.service(V4.service(Proto::TCP));
-    row.service(V6.service(Proto::TCP));
-    row.outside(&tcp(V4.client, V4.node_port, "S").options(&[1; 4])).dropped(DropReason::NoEndpoint);
-    row.outside(&tcp(V6.client, V6.node_port, "S").extension(Extension::Destination(0)))
-        .dropped(DropReason::NoEndpoint);
+    let mut row = Row::new("without endpoint, packets with options are answered only by RST");
+    for family in [V4, V6] {
+        row.service(family.service(Proto::TCP));
+        row.service(family.service(Proto::UDP));
+        let with = |packet: Packet| match family.name {
+            "v4" => packet.options(&[1; 4]),
+            _ => packet.extension(Extension::Destination(0)),
+        };
+        row.outside(&with(udp(family.client, family.node_port))).dropped(DropReason::NoEndpoint);
+        row.outside(&with(tcp(family.client, family.node_port, "A"))).dropped(DropReason::NoEndpoint);
+        row.outside(&with(tcp(family.client, family.node_port, "S").ttl(3).tcp_options(&[1; 12]))).refused();
+    }
     row
 }
 

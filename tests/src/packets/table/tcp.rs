@@ -1,6 +1,6 @@
 //! TCP connections: opened, confirmed, closed, opened again.
 
-use super::super::build::tcp;
+use super::super::build::{at, tcp, udp};
 use super::super::row::{Row, Service};
 use super::super::world::ETH0;
 use super::{Connection, Family, V4, V6, named};
@@ -13,7 +13,8 @@ pub(super) fn rows() -> Vec<Row> {
         rows.extend([direct_after_close(&family), opened_again(&family), retransmitted(&family)]);
         rows.extend([drained(&family), moved_while_opening(&family), affinity(&family)]);
         rows.extend([affinity_membership(&family), affinity_across_frontends(&family)]);
-        rows.push(middle_of_a_connection(&family));
+        rows.extend([middle_of_a_connection(&family), opens_nothing(&family), late_ack(&family)]);
+        rows.push(host_connection(&family));
     }
     rows
 }
@@ -110,7 +111,7 @@ fn wrong_ack(family: &Family) -> Row {
     row.outside(&early).redirected(PassReason::Forward, ETH0, &flow.asked(&early));
     let syn_ack = flow.answer("SA").seq(0xffff_ffff).ack(1001);
     row.outside(&syn_ack).redirected(PassReason::Reply, ETH0, &flow.answered(&syn_ack));
-    for wrong in [1, 0xffff_ffff, 0x0100_0000] {
+    for wrong in [0xffff_ffff, 0x0001_0000, 0x0100_0000, 0x8000_0000] {
         let forged = flow.ask("A").seq(1001).ack(wrong);
         row.outside(&forged).redirected(PassReason::Forward, ETH0, &flow.asked(&forged));
     }
@@ -281,5 +282,47 @@ fn middle_of_a_connection(family: &Family) -> Row {
     row.egress(&reply).passes(PassReason::Reply, &reply.from(family.node_port));
     // Both sides have spoken, and no handshake is awaited.
     row.outside(&data).noting(Reason::Confirmed).passes(PassReason::Forward, &data.to(family.local));
+    row
+}
+
+/// A RST or SYN-ACK without a flow is no beginning.
+fn opens_nothing(family: &Family) -> Row {
+    let mut row = named("a RST or SYN-ACK to a frontend opens no flow", family);
+    row.service(family.service(Proto::TCP).local(family.local));
+    for flags in ["R", "RA", "SA"] {
+        row.outside(&tcp(family.client, family.node_port, flags)).untouched(PassReason::NoService);
+        row.inside(&tcp(family.pod, family.cluster_ip, flags)).untouched(PassReason::NoService);
+    }
+    row
+}
+
+/// The first acknowledgement that passes here may not be the first one sent.
+fn late_ack(family: &Family) -> Row {
+    let mut row = named("a later acknowledgement confirms as well", family);
+    row.service(family.service(Proto::TCP).remote(family.remote));
+    let flow = Connection::new(family);
+    let syn = flow.ask("S");
+    row.outside(&syn).redirected(PassReason::NewFlow, ETH0, &flow.asked(&syn));
+    let syn_ack = flow.answer("SA").seq(0xffff_fff0).ack(1001);
+    row.outside(&syn_ack).redirected(PassReason::Reply, ETH0, &flow.answered(&syn_ack));
+    let late = flow.ask("A").seq(1001).ack(0xfff0);
+    row.outside(&late).noting(Reason::Confirmed).redirected(PassReason::Forward, ETH0, &flow.asked(&late));
+    row
+}
+
+/// S20: a socket of the host has a node port's number as its own.
+fn host_connection(family: &Family) -> Row {
+    let mut row = named("replies to the host's own connections are left alone", family);
+    row.connected = vec![(at(family.node_port), at(family.client))];
+    row.service(family.service(Proto::TCP).local(family.local));
+    row.service(family.service(Proto::UDP).local(family.local));
+    let reply = tcp(family.client, family.node_port, "A").seq(5).ack(6);
+    row.outside(&reply).untouched(PassReason::NoService);
+    row.outside(&udp(family.client, family.node_port)).untouched(PassReason::NoService);
+    // Not its peer: a client of the node port.
+    let stranger = udp(family.stranger, family.node_port);
+    row.outside(&stranger).passes(PassReason::NewFlow, &stranger.to(family.local));
+    let syn = tcp(family.stranger, family.node_port, "S");
+    row.outside(&syn).passes(PassReason::NewFlow, &syn.to(family.local));
     row
 }
