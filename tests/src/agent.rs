@@ -246,7 +246,7 @@ pub fn invocation(lab: &Topology, setup: &Setup, words: &str) -> String {
 }
 
 /// The program: `$WEIR_BIN`, else beside this executable, else the release build.
-fn program() -> Result<PathBuf> {
+pub(crate) fn program() -> Result<PathBuf> {
     if let Some(path) = std::env::var_os("WEIR_BIN") {
         return Ok(path.into());
     }
@@ -256,7 +256,7 @@ fn program() -> Result<PathBuf> {
     found.next().context("no `weir` program: cargo xtask build, or set WEIR_BIN")
 }
 
-fn confined(program: &Path) -> Command {
+pub(crate) fn confined(program: &Path) -> Command {
     match std::env::var_os("WEIR_BOUNDING_SET") {
         None => Command::new(program),
         Some(set) => {
@@ -289,7 +289,7 @@ fn first_address(value: &Value) -> Option<IpAddr> {
     }
 }
 
-fn get(to: SocketAddr, path: &str) -> Result<(u16, String)> {
+pub(crate) fn get(to: SocketAddr, path: &str) -> Result<(u16, String)> {
     let timeout = Duration::from_secs(5);
     let mut stream = TcpStream::connect_timeout(&to, timeout)?;
     stream.set_read_timeout(Some(timeout))?;

@@ -9,8 +9,8 @@ use anyhow::Result;
 pub(crate) struct Args {
     /// What to measure: l4, l7, control.
     name: String,
-    /// Further arguments of the benchmark.
-    #[arg(last = true)]
+    /// Further arguments of the benchmark: `--rounds 30`.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     more: Vec<String>,
 }
 
