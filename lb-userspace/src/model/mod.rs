@@ -137,7 +137,8 @@ impl Model {
                 None => (0, Vec::new()),
             };
             let claimant = Claimant { created, service: key.clone() };
-            touched.append(&mut self.claims.set(claimant, wanted.iter().map(|w| w.claim).collect()));
+            // Not `append`, which walks all that is there already.
+            touched.extend(self.claims.set(claimant, wanted.iter().map(|w| w.claim).collect()));
         }
         pending.append(&mut touched);
         pending.into_iter().filter(|key| self.refresh(objects, key)).collect()

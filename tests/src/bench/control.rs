@@ -67,7 +67,7 @@ struct Changes {
 /// When the agent does not do what is timed.
 pub fn run(options: &Options) -> Result<()> {
     let before = load_average();
-    let rig = Rig::new(false)?;
+    let rig = Rig::new(false, false)?;
     let dir = rig.scratch.dir().join("manifests");
     let cluster = Cluster { services: options.services, endpoints: options.endpoints, served: false };
     cluster::write(&dir, cluster, options.in_a_file)?;
@@ -198,7 +198,7 @@ fn start_json(start: &Start) -> Value {
 fn own_file(dir: &Path, cluster: Cluster, in_a_file: usize) -> Result<PathBuf> {
     let services: Vec<Service> = cluster.services().collect();
     let chunks = services.chunks(in_a_file);
-    let (number, last) = chunks.enumerate().last().context("a cluster without Services")?;
+    let (number, last) = chunks.enumerate().next_back().context("a cluster without Services")?;
     let (own, others) = last.split_last().context("a file without Services")?;
     let others: Vec<Value> = others.iter().map(cluster::slice_object).collect();
     cluster::write_list(&dir.join(format!("slices-{number:03}.json")), &others)?;

@@ -9,12 +9,16 @@
 use super::cluster::{Cluster, Port, Service};
 use super::rig::NODE;
 use crate::netns::Netns;
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 use std::fmt::Write;
 
 /// Loads the rules into a node.
 pub(super) fn install(node: &Netns, cluster: &Cluster) -> Result<()> {
-    node.nft(&rules(cluster))
+    // The rules themselves would follow what nft said of them.
+    node.nft(&rules(cluster)).map_err(|error| {
+        let text = format!("{error:#}");
+        anyhow!("{}", text.split("in:\n").next().unwrap_or(&text).chars().take(2000).collect::<String>())
+    })
 }
 
 fn rules(cluster: &Cluster) -> String {
@@ -40,7 +44,7 @@ fn rules(cluster: &Cluster) -> String {
   map no-endpoint-services {{ type ipv4_addr . inet_proto . inet_service : verdict; }}
   map no-endpoint-nodeports {{ type inet_proto . inet_service : verdict; }}
   map firewall-ips {{ type ipv4_addr . inet_proto . inet_service : verdict; }}
-  chain mark-for-masquerade {{ meta mark set meta mark or 0x4000 }}
+  chain mark-for-masquerade {{ meta mark set meta mark or 0x4000; }}
 {chains}
   map service-ips {{ type ipv4_addr . inet_proto . inet_service : verdict; {services} }}
   map service-nodeports {{ type inet_proto . inet_service : verdict; {nodeports} }}
@@ -53,9 +57,9 @@ fn rules(cluster: &Cluster) -> String {
     meta mark set meta mark xor 0x4000
     masquerade fully-random
   }}
-  chain cluster-ips-check {{ ip daddr @cluster-ips reject }}
-  chain firewall-check {{ ip daddr . meta l4proto . th dport vmap @firewall-ips }}
-  chain service-endpoints-check {{ ip daddr . meta l4proto . th dport vmap @no-endpoint-services }}
+  chain cluster-ips-check {{ ip daddr @cluster-ips reject; }}
+  chain firewall-check {{ ip daddr . meta l4proto . th dport vmap @firewall-ips; }}
+  chain service-endpoints-check {{ ip daddr . meta l4proto . th dport vmap @no-endpoint-services; }}
   chain nodeport-endpoints-check {{
     ip daddr @nodeport-ips meta l4proto . th dport vmap @no-endpoint-nodeports
   }}
@@ -80,9 +84,9 @@ fn rules(cluster: &Cluster) -> String {
   chain filter-output-post-dnat {{
     type filter hook output priority -90; ct state new jump cluster-ips-check
   }}
-  chain nat-prerouting {{ type nat hook prerouting priority -100; jump services }}
-  chain nat-output {{ type nat hook output priority -100; jump services }}
-  chain nat-postrouting {{ type nat hook postrouting priority 100; jump masquerading }}
+  chain nat-prerouting {{ type nat hook prerouting priority -100; jump services; }}
+  chain nat-output {{ type nat hook output priority -100; jump services; }}
+  chain nat-postrouting {{ type nat hook postrouting priority 100; jump masquerading; }}
 }}
 "
     )
@@ -96,7 +100,7 @@ fn service_chains(id: &str, service: &Service, port: &Port) -> String {
         let chain = format!("endpoint-{id}__{endpoint}/{}", port.target);
         let _ = writeln!(
             text,
-            "  chain {chain} {{ ip saddr {endpoint} jump mark-for-masquerade; meta l4proto {} dnat to {endpoint}:{} }}",
+            "  chain {chain} {{ ip saddr {endpoint} jump mark-for-masquerade; meta l4proto {} dnat to {endpoint}:{}; }}",
             port.proto, port.target
         );
         verdicts.push(format!("{n} : goto {chain}"));
@@ -114,7 +118,7 @@ fn service_chains(id: &str, service: &Service, port: &Port) -> String {
         verdicts.join(", ")
     );
     if port.node_port != 0 {
-        let _ = writeln!(text, "  chain external-{id} {{ jump mark-for-masquerade; goto service-{id} }}");
+        let _ = writeln!(text, "  chain external-{id} {{ jump mark-for-masquerade; goto service-{id}; }}");
     }
     text
 }

@@ -37,6 +37,10 @@ pub struct Options {
     /// Give every node a masquerade rule, as most pod networks bring one.
     #[arg(long)]
     masquerade: bool,
+    /// Run clients and servers before everything else on their CPUs: for a machine that has
+    /// other work.
+    #[arg(long)]
+    realtime: bool,
     /// Time Weir's programs in every row, not only where it is behind.
     #[arg(long)]
     profile: bool,
@@ -140,8 +144,11 @@ pub fn run(options: &Options) -> Result<()> {
     let after = load_average();
     report(&results);
     println!(
-        "\n{} rounds of {} ms, 1 of {} Services, 10 endpoints; load average {before:.1} before, {after:.1} after",
-        options.rounds, options.slice, options.services
+        "\n{} rounds of {} ms{}, 1 of {} Services, 10 endpoints; load average {before:.1} before, {after:.1} after",
+        options.rounds,
+        options.slice,
+        if options.realtime { ", real-time" } else { "" },
+        options.services
     );
     let profiles = profiles(&results, &mut nets, options, &mut missing);
     write("l4", &document(&results, &profiles, options, &[before, after], seed, &missing))?;
@@ -162,7 +169,7 @@ pub fn run(options: &Options) -> Result<()> {
 
 impl Net {
     fn new(variant: Variant, options: &Options) -> Result<Self> {
-        let rig = Rig::new(variant == Variant::WeirSocket)?;
+        let rig = Rig::new(variant == Variant::WeirSocket, options.realtime)?;
         let cluster = Cluster { services: options.services, endpoints: 1, served: true };
         if options.masquerade {
             rig.node.nft(
@@ -392,7 +399,7 @@ fn document(
         .collect();
     json!({
         "machine": machine(), "load_average": load, "rounds": options.rounds, "slice_ms": options.slice,
-        "services": options.services, "masquerade": options.masquerade, "seed": seed,
+        "services": options.services, "realtime": options.realtime, "masquerade": options.masquerade, "seed": seed,
         "rows": rows, "profile": profiles, "missing": missing,
     })
 }

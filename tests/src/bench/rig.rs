@@ -45,8 +45,8 @@ pub(super) struct Rig {
 
 impl Rig {
     /// Builds the network; `hooked` puts the client pod into the node's cgroup, where socket
-    /// hooks see it.
-    pub(super) fn new(hooked: bool) -> Result<Self> {
+    /// hooks see it; `realtime` is for its workers.
+    pub(super) fn new(hooked: bool, realtime: bool) -> Result<Self> {
         let scratch = Scratch::new()?;
         let named = |name: &str| Netns::new(format!("{}-{name}", scratch.id()));
         let (node, outside, client, server) =
@@ -70,11 +70,11 @@ impl Rig {
             netns.sysctl("net/ipv4/tcp_tw_reuse", "1")?;
         }
         let client_cgroup = scratch.cgroup(if hooked { "node/client" } else { "elsewhere/client" })?;
-        let mut serving = Worker::start(&server, &scratch.cgroup("node/server")?, SERVER_CPU)?;
+        let mut serving = Worker::start(&server, &scratch.cgroup("node/server")?, SERVER_CPU, realtime)?;
         serving.serve(&servers())?;
         Ok(Self {
-            client: Worker::start(&client, &client_cgroup, CLIENT_CPU)?,
-            outside: Worker::start(&outside, &scratch.cgroup("elsewhere/outside")?, CLIENT_CPU)?,
+            client: Worker::start(&client, &client_cgroup, CLIENT_CPU, realtime)?,
+            outside: Worker::start(&outside, &scratch.cgroup("elsewhere/outside")?, CLIENT_CPU, realtime)?,
             server: serving,
             _pods: [client, server],
             _outside: outside,
