@@ -256,7 +256,9 @@ impl LoadReport {
             *last = (*last).max(answer.started_us);
         } else if answer.refused() {
             self.refused += 1;
+            self.failures.extend((self.failures.len() < 10).then(|| answer.clone()));
         } else {
+            self.failures.extend((self.failures.len() < 10).then(|| answer.clone()));
             let reason = answer.error.clone().unwrap_or_default();
             *self.failed.entry(reason).or_default() += 1;
         }

@@ -199,6 +199,8 @@ pub struct LoadReport {
     pub refused: u64,
     /// Neither answered nor refused, by reason.
     pub failed: BTreeMap<String, u64>,
+    /// The first answers that were none, to tell when and from which port.
+    pub failures: Vec<Answer>,
     pub slowest_us: u64,
     /// For each pod that answered: connections, and when the last of them was begun
     /// (monotonic clock).
