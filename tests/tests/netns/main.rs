@@ -12,6 +12,7 @@ mod plain;
 mod removal;
 mod restart;
 mod rig;
+mod same_port;
 mod stand_in;
 mod standby;
 mod table;

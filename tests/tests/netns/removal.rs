@@ -17,7 +17,7 @@ fn removed_endpoint_gets_no_new_flow_and_keeps_its_open_ones() {
     let _agent = rig.agent();
     let places = [
         (rig.lab.at(&Place::pod("client")).unwrap(), "10.96.10.1:80"),
-        (rig.lab.at(&Place::unhooked("client")).unwrap(), "10.96.10.1:80"),
+        (rig.lab.at(&Place::unhooked("web-1")).unwrap(), "10.96.10.1:80"),
         (rig.lab.at(&Place::Outside).unwrap(), "172.30.0.1:30080"),
     ];
     let mut running = Vec::new();

@@ -1,6 +1,7 @@
 //! The agent is killed and comes back while traffic runs (S80).
 
 use crate::rig::{Rig, observe};
+use lab::flows::now_us;
 use lab::topology::{NODE1, Place};
 use lab::wire::{Ask, Flows, Load, Proto};
 use std::net::SocketAddr;
@@ -22,7 +23,8 @@ fn killed_agent_loses_no_flow_and_refuses_no_connection() {
     let node6 = |port| SocketAddr::from((NODE1.1, port)).to_string();
     let outside = rig.lab.at(&Place::Outside).unwrap();
     let pod = rig.lab.at(&Place::pod("client")).unwrap();
-    let unhooked = rig.lab.at(&Place::unhooked("client")).unwrap();
+    // Of another pod: flows that only one of both paths knows must not share a port.
+    let unhooked = rig.lab.at(&Place::unhooked("web-1")).unwrap();
 
     // 60 flows by NodePort, masqueraded, to a pod of node2; 20 to a pod of node1; 20 from a pod.
     let remote = outside.open_flows(flows(Proto::Tcp, 60, &[&node(30082), &node6(30082)])).unwrap();
@@ -51,13 +53,16 @@ fn killed_agent_loses_no_flow_and_refuses_no_connection() {
     }
 
     agent.kill().unwrap();
+    let killed = now_us();
     let at_kill: Vec<_> = tcp.iter().map(|(helper, flows)| helper.flows(*flows).unwrap()).collect();
     observe(OUTAGE);
     for ((helper, flows), before) in tcp.iter().zip(&at_kill) {
         let progress = helper.flows(*flows).unwrap().least_progress_since(before);
         assert!(progress >= 50, "a flow exchanged only {progress} messages during the outage");
     }
+    let restarted = now_us();
     let agent = rig.agent();
+    let when = format!("killed at {killed}, started again at {restarted}, ready at {}", now_us());
     observe(AFTERWARDS);
 
     for (helper, flows) in tcp {
@@ -71,9 +76,9 @@ fn killed_agent_loses_no_flow_and_refuses_no_connection() {
         assert!(report.flows.iter().all(|flow| flow.strangers == 0), "{report:?}");
     }
     let mut connections = 0;
-    for (helper, load) in loads {
+    for (number, (helper, load)) in loads.into_iter().enumerate() {
         let report = helper.stop_load(load).unwrap();
-        assert_eq!((report.refused, report.failed.len()), (0, 0), "{report:?}");
+        assert_eq!((report.refused, report.failed.len()), (0, 0), "load {number}, {when}: {report:?}");
         assert_eq!(report.started, report.answered);
         connections += report.answered;
     }
