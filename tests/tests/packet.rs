@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result};
 use lab::packets::kernel::with_kernel;
+use lab::packets::netfilter::{self, Recorded};
 use lab::packets::row::Row;
 use lab::packets::run::{self, Simulated};
 use lab::packets::table;
@@ -62,4 +63,27 @@ fn rows_for_the_kernel() -> Vec<Row> {
     }
     assert!(others.len() <= 4, "{} rows are not run by the kernel", others.len());
     rows
+}
+
+/// Runs every recorded case and tells of all that fail.
+fn every_case(mut play: impl FnMut(&Recorded) -> Result<()>) -> Result<()> {
+    let cases = netfilter::all()?;
+    assert!(cases.len() >= 20, "{} recorded cases", cases.len());
+    let failed: Vec<String> = cases
+        .iter()
+        .filter_map(|(name, case)| play(case).err().map(|error| format!("{name}: {error:#}\n")))
+        .collect();
+    assert!(failed.is_empty(), "{} of {} cases failed:\n{}", failed.len(), cases.len(), failed.join("\n"));
+    Ok(())
+}
+
+#[test]
+fn simulator_translates_as_netfilter_does() -> Result<()> {
+    let mut simulated = Simulated::default();
+    every_case(|case| case.play(&mut simulated))
+}
+
+#[test]
+fn kernel_translates_as_netfilter_does() -> Result<()> {
+    with_kernel(|kernel| every_case(|case| case.play(kernel)))
 }

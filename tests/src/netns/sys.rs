@@ -139,4 +139,54 @@ impl PacketSocket {
         })?;
         Ok(sent.unsigned_abs() as usize)
     }
+
+    /// Opens a socket that hears what arrives at an interface, for at most so long each time.
+    pub(crate) fn hearing(interface_index: u32, patience: std::time::Duration) -> io::Result<Self> {
+        let mut socket = Self::new(interface_index)?;
+        socket.address.sll_protocol = (libc::ETH_P_ALL as u16).to_be();
+        let timeout = libc::timeval {
+            tv_sec: patience.as_secs() as libc::time_t,
+            tv_usec: libc::suseconds_t::from(patience.subsec_micros()),
+        };
+        let fd = socket.fd.as_raw_fd();
+        // SAFETY: the timeout outlives the call, which is given its size.
+        check(unsafe {
+            libc::setsockopt(
+                fd,
+                libc::SOL_SOCKET,
+                libc::SO_RCVTIMEO,
+                (&raw const timeout).cast(),
+                size_of::<libc::timeval>() as libc::socklen_t,
+            )
+        })?;
+        // SAFETY: the address outlives the call, which is given its size.
+        check(unsafe {
+            libc::bind(fd, (&raw const socket.address).cast(), size_of::<libc::sockaddr_ll>() as u32)
+        })?;
+        Ok(socket)
+    }
+
+    /// The next frame that arrived; what we sent ourselves does not count.
+    pub(crate) fn hear(&self) -> io::Result<Vec<u8>> {
+        loop {
+            let mut frame = vec![0_u8; 4096];
+            let mut address = self.address;
+            let mut len = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
+            // SAFETY: frame and address are writable for the lengths that are given.
+            let read = check(unsafe {
+                libc::recvfrom(
+                    self.fd.as_raw_fd(),
+                    frame.as_mut_ptr().cast(),
+                    frame.len(),
+                    0,
+                    (&raw mut address).cast(),
+                    &raw mut len,
+                )
+            } as libc::c_int)?;
+            if address.sll_pkttype != libc::PACKET_OUTGOING as u8 {
+                frame.truncate(read.unsigned_abs() as usize);
+                return Ok(frame);
+            }
+        }
+    }
 }

@@ -9,7 +9,9 @@
 
 pub mod answer;
 pub mod build;
+pub mod capture;
 pub mod kernel;
+pub mod netfilter;
 pub mod row;
 pub mod run;
 pub mod show;

@@ -6,6 +6,7 @@
 //!  a second network     ── eth1 (12) ─┼─ node ── pod0 (20) ── pods of this node
 //! ```
 
+use super::build::RECEIVER;
 use crate::netns::Netns;
 use anyhow::Result;
 use lb_common::abi::{Addr, Device, DeviceFlags, FlowKey, NodeAddress, NodeConfig, PortRange, Proto};
@@ -150,13 +151,16 @@ fn inside(address: IpAddr, net: IpAddr, bits: u8) -> bool {
 pub fn namespace(name: String) -> Result<Netns> {
     let netns = Netns::new(name)?;
     let mut lines = Vec::new();
+    let hardware = RECEIVER.map(|byte| format!("{byte:02x}")).join(":");
     for (name, index, addresses) in [
         ("eth0", ETH0, &["192.0.2.1/24", "2001:db8:1::1/64"][..]),
         ("eth1", ETH1, &["203.0.113.1/24", "2001:db8:2::1/64"]),
         ("pod0", POD0, &[]),
     ] {
         let peer = index + 1;
-        lines.push(format!("link add {name} index {index} type veth peer name {name}p index {peer}"));
+        lines.push(format!(
+            "link add {name} address {hardware} index {index} type veth peer name {name}p index {peer}"
+        ));
         lines.push(format!("link set {name}p up"));
         lines.push(format!("link set {name} up"));
         for address in addresses {
@@ -193,7 +197,7 @@ pub fn namespace(name: String) -> Result<Netns> {
     }
     for (address, index) in neighbours {
         lines.push(format!(
-            "neigh add {address} lladdr 02:00:00:00:00:02 nud permanent dev {}",
+            "neigh add {address} lladdr 02:00:00:00:00:03 nud permanent dev {}",
             device(index)
         ));
     }
