@@ -41,7 +41,7 @@ pub(super) fn datapath(config: &Config) -> anyhow::Result<Box<dyn Datapath>> {
         snat: l4.snat,
         capacity: capacity(l4.conntrack_max),
         log_level: log_level(l4),
-        clsact: false,
+        clsact: l4.clsact,
         verbose: false,
     };
     let mut bpf = Bpf::new(options).context("the data path cannot be loaded")?;

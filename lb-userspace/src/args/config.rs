@@ -1,6 +1,6 @@
 //! The checked configuration, one sub-struct for each part of the agent.
 
-use super::run::{AutoOff, LogFormat, LogLevel, RunArgs, Xdp};
+use super::run::{AutoOff, LogFormat, LogLevel, RunArgs, TcAttach, Xdp};
 use super::value::{Devices, NodePortAddresses};
 use crate::model::ModelOptions;
 use ipnet::IpNet;
@@ -54,6 +54,7 @@ pub struct L4Config {
     pub devices: Devices,
     pub pod_devices: bool,
     pub xdp: Xdp,
+    pub clsact: bool,
     pub socket_lb: bool,
     pub cgroup: Option<PathBuf>,
     pub snat: [PortRange; 2],
@@ -133,6 +134,7 @@ impl Config {
                 devices: args.devices,
                 pod_devices: args.pod_devices == AutoOff::Auto,
                 xdp: args.xdp,
+                clsact: args.tc_attach == TcAttach::Clsact,
                 socket_lb: args.socket_lb,
                 cgroup: args.cgroup,
                 snat: args.snat_port_range.0,

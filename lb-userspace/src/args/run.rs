@@ -27,6 +27,14 @@ pub enum Xdp {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum TcAttach {
+    /// tcx where the kernel has it (6.6), else clsact.
+    Auto,
+    /// The clsact qdisc, as on older kernels.
+    Clsact,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 pub enum LogLevel {
     Off,
     Error,
@@ -103,6 +111,9 @@ pub struct RunArgs {
     /// XDP in front of tc; auto: native, on network cards that have it
     #[arg(long, env = "WEIR_XDP", value_name = "MODE", value_enum, default_value = "auto", help_heading = L4)]
     pub xdp: Xdp,
+    /// How programs are put on devices; clsact is there to try the older way on a newer kernel
+    #[arg(long, env = "WEIR_TC_ATTACH", value_name = "MODE", value_enum, default_value = "auto", hide = true, help_heading = L4)]
+    pub tc_attach: TcAttach,
     /// Translate at connect() and sendmsg()
     #[arg(long, env = "WEIR_SOCKET_LB", value_name = "on|off", value_parser = on_off, default_value = "on", help_heading = L4)]
     pub socket_lb: Onoff,
