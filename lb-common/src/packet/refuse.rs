@@ -5,7 +5,7 @@
 //! connect() still holds the socket, as it can between a pod and its node, is only noted by
 //! Linux, and the client waits a second for its next try.
 
-use super::{Delta, Packet, Parsed, TcpFlags, checksum::fold};
+use super::{Delta, Fragment, Packet, Parsed, TcpFlags, checksum::fold};
 use crate::abi::{FlowKey, Proto};
 
 /// The frame is now an answer to its sender, to go out where it came in.
@@ -26,7 +26,8 @@ const ICMP_HEADER: usize = 8;
 /// then dropped, as it would be anyway.
 #[inline(always)]
 pub fn refuse<P: Packet>(packet: &mut P, parsed: &Parsed, tuple: &FlowKey) -> Option<Answered> {
-    if parsed.tcp.opens() {
+    // A RST made of a fragment would be one, too, and never be put together.
+    if parsed.tcp.opens() && parsed.fragment == Fragment::Whole {
         return reset(packet, parsed, tuple);
     }
     if parsed.options {

@@ -3,10 +3,12 @@
 use super::build::{Link, internet_sum, transport_sum};
 use super::show::Read;
 
-/// The frame that refuses `frame`: a RST for a SYN, else ICMP or ICMPv6 "port unreachable".
+/// The frame that refuses `frame`: a RST for a whole SYN, else ICMP or ICMPv6 "port unreachable".
 pub fn refusal(frame: &[u8], link: Link) -> Vec<u8> {
     match Read::new(frame, link.len()) {
-        Some(read) if read.proto == 6 && frame[read.l4 + 13] & 0x17 == 2 => reset(frame, &read),
+        Some(read) if read.proto == 6 && !read.fragment && frame[read.l4 + 13] & 0x17 == 2 => {
+            reset(frame, &read)
+        }
         _ => port_unreachable(frame, link),
     }
 }

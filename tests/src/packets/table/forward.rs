@@ -120,6 +120,13 @@ fn no_endpoint(family: &Family, proto: Proto) -> Row {
         let options = [2, 4, 5, 0xb4, 4, 2, 1, 1];
         let syn = tcp(family.client, family.node_port, "S").seq(0xffff_ffff).tcp_options(&options);
         row.outside(&syn).refused();
+        // A fragment is no whole SYN; with an extension header there is no answer at all.
+        let part = syn.payload(&[7; 40]).first_fragment(48);
+        if family.name == "v4" {
+            row.outside(&part).refused();
+        } else {
+            row.outside(&part).dropped(DropReason::NoEndpoint);
+        }
     }
     row
 }
