@@ -1,9 +1,10 @@
 //! The packet layer: one table, run by the simulator, by tc and by XDP.
 
 use anyhow::{Context, Result};
+use lab::packets::fuzz;
 use lab::packets::kernel::with_kernel;
 use lab::packets::netfilter::{self, Recorded};
-use lab::packets::row::Row;
+use lab::packets::row::{Row, Snat};
 use lab::packets::run::{self, Simulated};
 use lab::packets::table;
 use std::collections::BTreeSet;
@@ -86,4 +87,30 @@ fn simulator_translates_as_netfilter_does() -> Result<()> {
 #[test]
 fn kernel_translates_as_netfilter_does() -> Result<()> {
     with_kernel(|kernel| every_case(|case| case.play(kernel)))
+}
+
+/// A million packets in each run, other ones than in the last: what fails is told with its seed.
+#[test]
+fn simulator_does_to_random_packets_what_the_specification_says() -> Result<()> {
+    let first = first_seed();
+    let tally = fuzz::simulate(first, 25_000, Snat::Wide)?;
+    println!("seeds from {first}: {} packets, {} translated", tally.packets, tally.translated);
+    assert!(tally.packets >= 1_000_000, "{tally:?}");
+    assert!(tally.translated * 2 >= tally.packets, "most packets were not translated: {tally:?}");
+    Ok(())
+}
+
+#[test]
+fn kernel_does_to_random_packets_what_the_simulator_does() -> Result<()> {
+    let first = first_seed();
+    let tally = with_kernel(|kernel| fuzz::compare(kernel, first, 1_300))?;
+    println!("seeds from {first}: {} packets, {} translated", tally.packets, tally.translated);
+    assert!(tally.packets >= 50_000, "{tally:?}");
+    Ok(())
+}
+
+/// Another one in each run.
+fn first_seed() -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    now.as_secs() << 20
 }

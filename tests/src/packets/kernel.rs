@@ -49,7 +49,7 @@ fn inside<T: Send>(
 ) -> Result<T> {
     netns.enter(|| {
         let mut loads = Vec::new();
-        for snat in Snat::ALL {
+        for snat in Snat::LOADED {
             let mut bpf = Bpf::new(LoadOptions {
                 bpffs: scratch.bpffs(),
                 cgroup: None,
@@ -88,6 +88,22 @@ impl Kernel {
         let (code, bytes) = bpf.test_run(name, frame, device).with_context(|| format!("running {name}"))?;
         let counted = went_up(&before, &bpf.counters());
         Ok((code, Outcome { code: Code::Pass, counted, bytes, verdict: None }))
+    }
+
+    /// Forgets what packets left behind.
+    ///
+    /// # Errors
+    /// When a map cannot be read or written.
+    pub fn forget(&mut self) -> Result<()> {
+        self.bpf()?.forget()
+    }
+
+    /// All counters, summed over CPUs.
+    ///
+    /// # Errors
+    /// When nothing is loaded.
+    pub fn counters(&mut self) -> Result<Vec<u64>> {
+        Ok(self.bpf()?.counters())
     }
 
     /// As [`Runner::run`], without a look at the counters: a few system calls less.

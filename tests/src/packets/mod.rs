@@ -10,7 +10,9 @@
 pub mod answer;
 pub mod build;
 pub mod capture;
+pub mod fuzz;
 pub mod kernel;
+pub mod model;
 pub mod netfilter;
 pub mod row;
 pub mod run;

@@ -74,15 +74,21 @@ pub enum Snat {
     Low,
     /// Port 61000 alone, in the second range.
     High,
+    /// The default ranges: for the simulator alone, whose chance is known.
+    Wide,
 }
 
 impl Snat {
-    pub const ALL: [Self; 2] = [Self::Low, Self::High];
+    /// Those that the programs are loaded with.
+    pub const LOADED: [Self; 2] = [Self::Low, Self::High];
 
     pub const fn ranges(self) -> [PortRange; 2] {
         match self {
             Self::Low => [PortRange { first: 20_000, last: 20_000 }, PortRange::EMPTY],
             Self::High => [PortRange::EMPTY, PortRange { first: 61_000, last: 61_000 }],
+            Self::Wide => {
+                [PortRange { first: 10_000, last: 29_999 }, PortRange { first: 61_000, last: 65_535 }]
+            }
         }
     }
 }
