@@ -50,6 +50,33 @@ pub struct Round {
     pub endpoints: u64,
     pub ops: u64,
     pub failed: u64,
+    pub stages: Stages,
+}
+
+/// Where the time of a round went.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Stages {
+    /// Folding changes into the objects.
+    pub objects: Duration,
+    /// Recomputing the desired state.
+    pub model: Duration,
+    pub plan: Duration,
+    /// Writing the maps.
+    pub apply: Duration,
+    /// Facts of the node, hooks.
+    pub node: Duration,
+}
+
+impl Stages {
+    fn each(&self) -> [(&'static str, Duration); 5] {
+        [
+            ("objects", self.objects),
+            ("model", self.model),
+            ("plan", self.plan),
+            ("apply", self.apply),
+            ("node", self.node),
+        ]
+    }
 }
 
 /// The registry and the metrics that the agent itself writes.
@@ -59,6 +86,7 @@ pub struct Metrics {
     reading: Arc<Latest>,
     round_seconds: Histogram,
     event_seconds: Histogram,
+    stages: Family<Labels, Counter<f64, AtomicU64>>,
     ops: Family<Labels, Counter>,
     expired: Counter,
     healthz: Family<Labels, Counter>,
@@ -101,6 +129,7 @@ impl Default for Metrics {
             reading: Arc::default(),
             round_seconds: fine(),
             event_seconds: fine(),
+            stages: Family::default(),
             ops: Family::default(),
             expired: Counter::default(),
             healthz: Family::default(),
@@ -130,6 +159,11 @@ impl Metrics {
             "lb_reconcile_event_to_maps_seconds",
             "From hearing of a change to its being in the maps",
             self.event_seconds.clone(),
+        );
+        registry.register(
+            "lb_reconcile_stage_seconds",
+            "Time spent in rounds, by stage",
+            self.stages.clone(),
         );
         registry.register("lb_reconcile_ops", "Map operations, by result", self.ops.clone());
         registry.register("lb_flows_expired", "Flows removed after their idle time", self.expired.clone());
@@ -177,6 +211,9 @@ impl Metrics {
         let now = crate::board::now_ms() as f64 / 1000.0;
         if let Some(latency) = round.since_event {
             self.event_seconds.observe(latency.as_secs_f64());
+        }
+        for (stage, took) in round.stages.each() {
+            self.stages.get_or_create(&vec![("stage", stage.into())]).inc_by(took.as_secs_f64());
         }
         self.ops
             .get_or_create(&vec![("result", "done".into())])
@@ -338,7 +375,13 @@ mod tests {
     #[test]
     fn every_reason_has_its_row_and_no_label_holds_an_address() {
         let metrics = Metrics::default();
-        metrics.round(&Round { since_event: Some(Duration::from_micros(300)), ops: 3, ..Round::default() });
+        let stages = Stages { apply: Duration::from_millis(250), ..Stages::default() };
+        metrics.round(&Round {
+            since_event: Some(Duration::from_micros(300)),
+            ops: 3,
+            stages,
+            ..Round::default()
+        });
         let mut counters = vec![0; Reason::COUNT as usize];
         counters[DropReason::NoEndpoint.slot() as usize] = 7;
         let flows = ServiceCounters { packet_flows: 5, ..ServiceCounters::default() };
@@ -351,6 +394,7 @@ mod tests {
             "lb_map_used_entries{map=\"FLOWS\"} 1",
             "lb_reconcile_ops_total{result=\"done\"} 3",
             "lb_reconcile_event_to_maps_seconds_bucket{le=\"0.0005\"} 1",
+            "lb_reconcile_stage_seconds_total{stage=\"apply\"} 0.25",
             "kubeproxy_sync_proxy_rules_duration_seconds_count{ip_family=\"IPv4\"} 1",
         ] {
             assert!(text.contains(line), "{line}\n{text}");

@@ -16,7 +16,7 @@ pub use drive::{Ask, Handle, Intake, spawn};
 
 use crate::board::{Board, Phase, Snapshot};
 use crate::datapath::{Datapath, Hook, NodeFacts, OpError, Programmed};
-use crate::metrics::{Metrics, Reading, Round};
+use crate::metrics::{Metrics, Reading, Round, Stages};
 use crate::model::{Model, ModelOptions, NodeView};
 use crate::node::{NodeState, Options, Tables};
 use crate::plan::Planner;
@@ -82,6 +82,8 @@ pub struct Reconciler {
     heard: Option<Instant>,
     triggers: Vec<SystemTime>,
     slices: u64,
+    /// Time that taking the changes of the coming round took.
+    taking: Duration,
     started: Instant,
     started_at: SystemTime,
     next_check: Instant,
@@ -130,6 +132,7 @@ impl Reconciler {
             heard: None,
             triggers: Vec::new(),
             slices: 0,
+            taking: Duration::ZERO,
             started,
             started_at: SystemTime::now(),
             next_check: started + CHECK,
@@ -143,6 +146,7 @@ impl Reconciler {
 
     /// Folds a batch in; `heard` is when it came.
     pub fn take(&mut self, heard: Instant, batch: Batch) {
+        let began = Instant::now();
         self.heard.get_or_insert(heard);
         for change in &batch {
             if let Change::Upsert(Object::EndpointSlice(slice)) = change {
@@ -157,6 +161,7 @@ impl Reconciler {
         self.dirty.extend(touched.services);
         self.node_dirty |= touched.node | touched.pods;
         self.problems.set_sources(&self.objects.source_problems);
+        self.taking += began.elapsed();
     }
 
     /// The kernel's tables, whole.
@@ -187,6 +192,8 @@ impl Reconciler {
         if self.node_dirty {
             self.update_view();
         }
+        let mut stages = Stages { objects: std::mem::take(&mut self.taking), ..Stages::default() };
+        let began = Instant::now();
         let dirty = std::mem::take(&mut self.dirty);
         let full = self.plan_all || self.phase == Phase::Listing;
         let mut work = self.model.update(&self.objects, &self.view, &dirty);
@@ -197,7 +204,8 @@ impl Reconciler {
             self.note(key);
         }
         work.extend(self.retries.due(now));
-        let mut round = Round { full, services: work.len() as u64, ..Round::default() };
+        stages.model = began.elapsed();
+        let mut round = Round { full, services: work.len() as u64, stages, ..Round::default() };
         for key in &work {
             self.carry_out(key, now, &mut round);
         }
@@ -209,7 +217,9 @@ impl Reconciler {
             self.sweep(&mut round);
             self.next_sweep = now + SWEEP.max(began.elapsed() * SWEEP_SHARE);
         }
+        let began = Instant::now();
         self.update_node();
+        round.stages.node = began.elapsed();
         self.phase = Phase::Synced;
         self.finish(now, round);
     }
@@ -236,9 +246,13 @@ impl Reconciler {
     /// Plans one Service and applies the plan.
     fn carry_out(&mut self, key: &ObjectKey, now: Instant, round: &mut Round) {
         let seconds = self.seconds();
+        let began = Instant::now();
         let plan = self.planner.diff(key, self.model.state(key), seconds);
+        let planned = Instant::now();
         let datapath = &mut self.datapath;
         let failed = self.planner.carry_out(&plan.ops, seconds, |ops| datapath.apply(ops));
+        round.stages.plan += planned - began;
+        round.stages.apply += planned.elapsed();
         round.ops += plan.ops.len() as u64;
         round.failed += failed.len() as u64;
         let mut problems = plan.problems;

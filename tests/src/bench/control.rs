@@ -171,18 +171,35 @@ fn print_start(what: &str, start: &Start, options: &Options) {
         start.anonymous_kib / 1024,
         start.peak_kib / 1024
     );
-    for (name, value) in stages(&start.metrics) {
-        println!("  {name} {value}");
+    let mut table = vec![["stage", "seconds"].map(str::to_owned).to_vec()];
+    for (stage, seconds) in stages(start) {
+        table.push(vec![stage, format!("{seconds:.3}")]);
     }
+    print(&table);
+}
+
+/// Where the time of a start went, by the agent's own clock: all of it until the end of the
+/// first round.
+fn stages(start: &Start) -> Vec<(String, f64)> {
+    let value = |name: &str| start.metrics.get(name).copied().unwrap_or(0.0);
+    let heard = value("lb_reconcile_event_to_maps_seconds_sum");
+    let mut stages = vec![("programs, maps, files read".to_owned(), start.ready.as_secs_f64() - heard)];
+    let mut left = heard;
+    for (name, seconds) in &start.metrics {
+        let stage = name.strip_prefix("lb_reconcile_stage_seconds_total{stage=\"");
+        if let Some(stage) = stage.and_then(|rest| rest.strip_suffix("\"}")) {
+            stages.push((stage.to_owned(), *seconds));
+            left -= seconds;
+        }
+    }
+    stages.push(("rest of the round, waiting".to_owned(), left));
+    stages
 }
 
 /// What the agent says about its own work.
-fn stages(metrics: &BTreeMap<String, f64>) -> impl Iterator<Item = (&str, f64)> {
-    let wanted = |name: &str| {
-        let named = ["lb_reconcile_", "lb_source_", "lb_agent_"].iter().any(|part| name.starts_with(part));
-        named && !name.contains("_bucket") && !name.contains("build_info")
-    };
-    metrics.iter().filter(move |(name, _)| wanted(name)).map(|(name, value)| (name.as_str(), *value))
+fn told(metrics: &BTreeMap<String, f64>) -> BTreeMap<&str, f64> {
+    let wanted = |name: &str| name.starts_with("lb_reconcile_") && !name.contains("_bucket");
+    metrics.iter().filter(|(name, _)| wanted(name)).map(|(name, value)| (name.as_str(), *value)).collect()
 }
 
 fn start_json(start: &Start) -> Value {
@@ -190,7 +207,7 @@ fn start_json(start: &Start) -> Value {
         "ready_s": start.ready.as_secs_f64(), "programmed_s": start.programmed.as_secs_f64(),
         "cpu_user_s": start.user.as_secs_f64(), "cpu_system_s": start.system.as_secs_f64(),
         "rss_kib": start.rss_kib, "rss_anonymous_kib": start.anonymous_kib, "peak_kib": start.peak_kib,
-        "metrics": stages(&start.metrics).collect::<BTreeMap<_, _>>(),
+        "stages_s": stages(start).into_iter().collect::<BTreeMap<_, _>>(), "metrics": told(&start.metrics),
     })
 }
 
