@@ -6,7 +6,7 @@
 
 use crate::problem::{ObjectKey, Problem};
 use crate::source::Objects;
-use claims::{Claimant, Claims};
+use claims::Claims;
 use lb_common::abi::{Addr, Family, Proto};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -30,7 +30,7 @@ pub struct PortKey {
     pub family: Family,
 }
 
-/// Which rules a frontend follows.
+/// Which rules a frontend follows. The order is that of precedence over one address and port.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum FrontendKind {
     /// Internal traffic policy; chosen from the `cluster_ip` set.
@@ -136,9 +136,8 @@ impl Model {
                 Some(service) => (service.created, service::frontends(service, node, &self.options).wanted),
                 None => (0, Vec::new()),
             };
-            let claimant = Claimant { created, service: key.clone() };
             // Not `append`, which walks all that is there already.
-            touched.extend(self.claims.set(claimant, wanted.iter().map(|w| w.claim).collect()));
+            touched.extend(self.claims.set(key, created, service::asked(&wanted)));
         }
         pending.append(&mut touched);
         pending.into_iter().filter(|key| self.refresh(objects, key)).collect()

@@ -3,7 +3,7 @@
 //! First every address and port that the Service asks for is listed, with what is refused on
 //! its own account; who gets a contested one is decided in [`super::claims`].
 
-use super::claims::{Claim, Claims};
+use super::claims::{Asked, Claim, Claims};
 use super::options::special;
 use super::{
     FrontendKind, FrontendState, ModelOptions, NodeView, PortKey, PortState, ServiceState, endpoints, policy,
@@ -19,6 +19,10 @@ use std::net::IpAddr;
 /// A frontend that a Service asks for.
 pub(super) struct Wanted {
     pub(super) claim: Claim,
+    /// For an external address that is the node's own: the node port that it would hide from
+    /// the Service that has it, as the exact address is found first. Where there is such a
+    /// Service, the address is not programmed (H36).
+    hides: Option<Claim>,
     /// Index into the Service's ports.
     port: usize,
     kind: FrontendKind,
@@ -66,20 +70,15 @@ pub(super) fn build(
     let Frontends { wanted, mut problems } = frontends(service, node, options);
     let mut granted: BTreeMap<(usize, Family), Vec<FrontendState>> = BTreeMap::new();
     for want in wanted {
-        let (addr, port, proto) = want.claim;
-        match claims.holder(&want.claim) {
-            Some(holder) if holder != key => problems.push(problem(
-                service,
-                want.field,
-                format!(
-                    "{} is held by Service {holder}, which is older or sorts first: not programmed until that one lets go",
-                    spell(addr, port, proto)
-                ),
-            )),
-            _ => granted
-                .entry((want.port, addr.family()))
-                .or_default()
-                .push(FrontendState { addr, port, kind: want.kind }),
+        let (addr, port, _) = want.claim;
+        if let Some(reason) = denial(&want, key, claims) {
+            problems.push(problem(service, want.field, reason));
+        } else {
+            granted.entry((want.port, addr.family())).or_default().push(FrontendState {
+                addr,
+                port,
+                kind: want.kind,
+            });
         }
     }
     for ((index, family), mut frontends) in granted {
@@ -103,6 +102,55 @@ pub(super) fn build(
     state.problems.sort();
     state.problems.dedup();
     Some(state)
+}
+
+/// The claims of a Service: what it asks for, and at the node ports that it could hide, so that
+/// it is looked at again when somebody takes or leaves one.
+pub(super) fn asked(wanted: &[Wanted]) -> Asked {
+    let mut asked = Asked::new();
+    for want in wanted {
+        for claim in [Some(want.claim), want.hides].into_iter().flatten() {
+            let kind = asked.entry(claim).or_insert(want.kind);
+            *kind = want.kind.min(*kind);
+        }
+    }
+    asked
+}
+
+/// Why a Service does not get a frontend, if so.
+fn denial(want: &Wanted, key: &ObjectKey, claims: &Claims) -> Option<String> {
+    let spelled = |(addr, port, proto)| spell(addr, port, proto);
+    if let Some(holder) = claims.holder(&want.claim)
+        && holder.service != *key
+    {
+        let why = if holder.kind == want.kind { "is older or sorts first" } else { outranks(holder.kind) };
+        return Some(format!(
+            "{} is held by Service {}, which {why}: not programmed until that one lets go",
+            spelled(want.claim),
+            holder.service
+        ));
+    }
+    let hidden = want.hides?;
+    let holder = claims.holder(&hidden)?;
+    (holder.kind == FrontendKind::NodePort && holder.service != *key).then(|| {
+        format!(
+            "{} is an address of this node and would hide {} of Service {}: not programmed until that one \
+             lets go",
+            spelled(want.claim),
+            spelled(hidden),
+            holder.service
+        )
+    })
+}
+
+/// Why a claim of this kind wins over one of another.
+fn outranks(kind: FrontendKind) -> &'static str {
+    match kind {
+        FrontendKind::ClusterIp => "has it as its ClusterIP",
+        FrontendKind::NodePort => "has it as its node port",
+        FrontendKind::LoadBalancer => "has it as its load balancer's address",
+        FrontendKind::ExternalIp => "has it among its externalIPs",
+    }
 }
 
 /// Lists the frontends that a Service asks for.
@@ -171,7 +219,9 @@ pub(super) fn frontends(service: &Service, node: &NodeView, options: &ModelOptio
                 ),
                 None => {
                     taken.insert(claim, index);
-                    out.wanted.push(Wanted { claim, port: index, kind, field });
+                    let external = matches!(kind, FrontendKind::LoadBalancer | FrontendKind::ExternalIp);
+                    let hides = (own && external).then(|| (addr.family().any(), number, port.proto));
+                    out.wanted.push(Wanted { claim, hides, port: index, kind, field });
                 }
             }
         }

@@ -290,6 +290,75 @@ fn the_older_claimant_wins_and_the_next_takes_over() {
 }
 
 #[test]
+fn external_ips_never_squat_an_address_that_the_cluster_gives_out() {
+    let mut squatter = service("a", "10.96.0.9");
+    (squatter.created, squatter.external_ips) = (1, vec!["10.96.0.1".parse().unwrap()]);
+    let mut objects = Objects::default();
+    put_service(&mut objects, squatter);
+    let mut model = from_scratch(ModelOptions::default(), &objects);
+    let kinds = |m: &Model, name: &str| -> Vec<FrontendKind> {
+        m.state(&key(name)).unwrap().ports.values().flat_map(|p| &p.frontends).map(|f| f.kind).collect()
+    };
+    assert_eq!(kinds(&model, "a"), [FrontendKind::ExternalIp, FrontendKind::ClusterIp], "nobody else's yet");
+
+    let mut young = service("b", "10.96.0.1");
+    young.created = 9;
+    put_service(&mut objects, young);
+    assert_eq!(model.update(&objects, &node(), &[key("b")].into()), [key("a"), key("b")].into());
+    assert_eq!(kinds(&model, "b"), [FrontendKind::ClusterIp]);
+    assert_eq!(kinds(&model, "a"), [FrontendKind::ClusterIp]);
+    assert_eq!(
+        model.state(&key("a")).unwrap().problems[0].to_string(),
+        "Service default/a: spec.externalIPs: 10.96.0.1:80/TCP is held by Service default/b, which has it as \
+         its ClusterIP: not programmed until that one lets go"
+    );
+}
+
+#[test]
+fn an_external_address_of_the_node_never_hides_a_node_port() {
+    for kind in [FrontendKind::ExternalIp, FrontendKind::LoadBalancer] {
+        let mut objects = Objects::default();
+        let mut squatter = service("a", "10.96.0.9");
+        (squatter.created, squatter.ports) = (1, vec![tcp("", 30080, 0)]);
+        let ips = ["192.0.2.1", "203.0.113.1"].map(|ip| ip.parse().unwrap()).into();
+        if kind == FrontendKind::ExternalIp {
+            squatter.external_ips = ips;
+        } else {
+            (squatter.kind, squatter.load_balancer_ips) = (ServiceType::LoadBalancer, ips);
+        }
+        put_service(&mut objects, squatter);
+        let mut model = from_scratch(ModelOptions::default(), &objects);
+        let held = |m: &Model| only_port(m.state(&key("a")).unwrap()).frontends.len();
+        assert_eq!(held(&model), 3, "the port is nobody's");
+
+        let mut web = service("b", "10.96.0.1");
+        (web.created, web.kind, web.ports) = (9, ServiceType::NodePort, vec![tcp("", 80, 30080)]);
+        put_service(&mut objects, web);
+        assert_eq!(model.update(&objects, &node(), &[key("b")].into()), [key("a"), key("b")].into());
+        assert_eq!(held(&model), 2, "an address elsewhere hides nothing");
+        let problem = model.state(&key("a")).unwrap().problems[0].reason.clone();
+        assert_eq!(
+            problem,
+            "192.0.2.1:30080/TCP is an address of this node and would hide node port 30080/TCP (IPv4) of Service \
+             default/b: not programmed until that one lets go"
+        );
+
+        objects.services.remove(&key("b"));
+        assert_eq!(model.update(&objects, &node(), &[key("b")].into()), [key("a"), key("b")].into());
+        assert_eq!(held(&model), 3);
+    }
+}
+
+#[test]
+fn a_service_may_have_its_own_node_port_at_an_address_of_the_node() {
+    let mut s = service("a", "10.96.0.1");
+    (s.kind, s.ports) = (ServiceType::NodePort, vec![tcp("", 30080, 30080)]);
+    s.external_ips = vec!["192.0.2.1".parse().unwrap()];
+    let state = alone(s, &[]);
+    assert_eq!((only_port(&state).frontends.len(), state.problems.len()), (3, 0));
+}
+
+#[test]
 fn special_endpoints_are_refused_unless_allowed() {
     let bad = [
         "127.0.0.1",
