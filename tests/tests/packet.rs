@@ -1,13 +1,16 @@
 //! The packet layer: one table, run by the simulator, by tc and by XDP.
 
 use anyhow::{Context, Result};
+use lab::packets::build::udp;
 use lab::packets::fuzz;
 use lab::packets::kernel::with_kernel;
 use lab::packets::netfilter::{self, Recorded};
-use lab::packets::row::{Row, Snat};
+use lab::packets::row::{Row, Service, Snat};
 use lab::packets::run::{self, Simulated};
 use lab::packets::table;
+use lb_common::abi::{FlowFlags, PassReason, Proto, Reason};
 use std::collections::BTreeSet;
+use weir::datapath::Capacity;
 
 /// Runs every row and tells of all that fail.
 fn every_row(rows: &[Row], mut play: impl FnMut(&Row) -> Result<()>) {
@@ -87,6 +90,28 @@ fn simulator_translates_as_netfilter_does() -> Result<()> {
 #[test]
 fn kernel_translates_as_netfilter_does() -> Result<()> {
     with_kernel(|kernel| every_case(|case| case.play(kernel)))
+}
+
+/// H49: both entries of a flow are confirmed, or neither is; a full map costs no packet.
+#[test]
+fn simulator_confirms_no_half_of_a_flow() -> Result<()> {
+    let mut simulated = Simulated::of(Capacity { flows: 1, ..run::CAPACITY });
+    let mut row = Row::new("full");
+    row.service(Service::new(Proto::UDP).cluster_ip("10.96.0.1:53").local("10.244.1.5:53"));
+    let ask = udp("198.51.100.7:4000", "10.96.0.1:53");
+    let answer = udp("10.244.1.5:53", "198.51.100.7:4000");
+    row.outside(&ask).passes(PassReason::NewFlow, &ask.to("10.244.1.5:53"));
+    row.egress(&answer).passes(PassReason::Reply, &answer.from("10.96.0.1:53"));
+    for _ in 0..2 {
+        row.outside(&ask).noting(Reason::FlowsFull).passes(PassReason::Forward, &ask.to("10.244.1.5:53"));
+    }
+    let traces = run::play(&mut simulated, &row)?;
+    for trace in &traces {
+        let confirmed = trace.flows.keys().filter(|(confirmed, _)| *confirmed).count();
+        let replies = trace.flows.values().filter(|flow| flow.flags.has(FlowFlags::REPLY)).count();
+        assert_eq!((confirmed, replies, trace.flows.len()), (0, 1, 2), "{}", run::show_flows(&trace.flows));
+    }
+    Ok(())
 }
 
 /// A million packets in each run, other ones than in the last: what fails is told with its seed.

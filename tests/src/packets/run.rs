@@ -85,6 +85,7 @@ pub trait Runner {
 /// The simulator.
 pub struct Simulated {
     pub sim: Sim,
+    capacity: Capacity,
     sockets: Vec<SocketAddr>,
     connected: Vec<(SocketAddr, SocketAddr)>,
     scratch: Scratch,
@@ -92,8 +93,16 @@ pub struct Simulated {
 
 impl Default for Simulated {
     fn default() -> Self {
+        Self::of(CAPACITY)
+    }
+}
+
+impl Simulated {
+    /// With maps of other sizes.
+    pub fn of(capacity: Capacity) -> Self {
         Self {
-            sim: Sim::new(CAPACITY),
+            sim: Sim::new(capacity),
+            capacity,
             sockets: Vec::new(),
             connected: Vec::new(),
             scratch: Scratch::default(),
@@ -131,7 +140,7 @@ pub fn went_up(before: &[u64], after: &[u64]) -> BTreeMap<u32, u64> {
 
 impl Runner for Simulated {
     fn reset(&mut self, row: &Row) -> Result<()> {
-        self.sim = Sim::new(CAPACITY);
+        self.sim = Sim::new(self.capacity);
         self.sim.memory.settings.hash_seed = HASH_SEED;
         self.sim.memory.settings.snat = row.snat.ranges();
         (self.sockets, self.connected) = (row.sockets.clone(), row.connected.clone());
