@@ -17,7 +17,7 @@ export CARGO_TARGET_DIR
 
 quick() {
     cargo test --quiet --package lb-common --lib &&
-        cargo test --quiet --package tests --test packet -- simulat --skip random &&
+        cargo test --quiet --package tests --test packet -- --skip kernel_ --skip random &&
         cargo test --quiet --package lb-userspace --lib datapath &&
         cargo test --quiet --package tests --test golden
 }

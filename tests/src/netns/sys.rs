@@ -183,7 +183,7 @@ impl PacketSocket {
                     &raw mut len,
                 )
             } as libc::c_int)?;
-            if address.sll_pkttype != libc::PACKET_OUTGOING as u8 {
+            if address.sll_pkttype != libc::PACKET_OUTGOING {
                 frame.truncate(read.unsigned_abs() as usize);
                 return Ok(frame);
             }

@@ -30,7 +30,7 @@ impl Chance {
         Self(seed)
     }
 
-    pub fn next(&mut self) -> u64 {
+    pub fn draw(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -40,7 +40,7 @@ impl Chance {
 
     /// Below `n`, which is not 0.
     fn below(&mut self, n: usize) -> usize {
-        (self.next() % n as u64) as usize
+        (self.draw() % n as u64) as usize
     }
 
     fn one_in(&mut self, n: usize) -> bool {
@@ -188,7 +188,7 @@ impl Speaker<'_> {
         let there = model.translation(talk.client, talk.front, talk.proto);
         let (client, front) = (talk.client.to_string(), talk.front.to_string());
         let size = self.chance.pick(&[0, 1, 2, 7, 64, 200]);
-        let payload: Vec<u8> = (0..size).map(|_| self.chance.next() as u8).collect();
+        let payload: Vec<u8> = (0..size).map(|_| self.chance.draw() as u8).collect();
         let back = match there {
             Some((source, backend)) if self.chance.below(5) < 2 => Some((source, backend)),
             _ => None,
@@ -237,11 +237,11 @@ impl Speaker<'_> {
         let v4 = packet.from.is_ipv4();
         match chance.below(16) {
             0 => packet.sum = Sum::Zero,
-            1 => packet.sum = Sum::Off(chance.next() as u16),
-            2 => packet.ip_sum = Sum::Off(chance.next() as u16),
+            1 => packet.sum = Sum::Off(chance.draw() as u16),
+            2 => packet.ip_sum = Sum::Off(chance.draw() as u16),
             3 => packet.padding = chance.below(40),
             4 => packet.ttl = chance.pick(&[0, 1, 2, 255]),
-            5 => (packet.tos, packet.id) = (chance.next() as u8, chance.next() as u16),
+            5 => (packet.tos, packet.id) = (chance.draw() as u8, chance.draw() as u16),
             6 if v4 => packet.options = vec![1; 4 * (1 + chance.below(10))],
             6 => {
                 for _ in 0..=chance.below(3) {
@@ -252,10 +252,10 @@ impl Speaker<'_> {
                 }
             }
             7 => packet = packet.first_fragment(8 * (1 + chance.below(5))),
-            8 if v4 => packet.fragment = chance.next() as u16 & 0x3fff,
+            8 if v4 => packet.fragment = chance.draw() as u16 & 0x3fff,
             8 => {
                 packet =
-                    packet.extension(Extension::Fragment(chance.next() as u16 & 0x1fff, chance.one_in(2)))
+                    packet.extension(Extension::Fragment(chance.draw() as u16 & 0x1fff, chance.one_in(2)))
             }
             9 => {
                 let right = packet.bytes().len() - 14 - if v4 { 0 } else { 40 };
@@ -266,15 +266,15 @@ impl Speaker<'_> {
                 let len = packet.bytes().len();
                 packet.cut = Some(34 + chance.below(len - 33));
             }
-            11 if v4 => packet.version_ihl = Some(0x40 | chance.next() as u8 & 15),
+            11 if v4 => packet.version_ihl = Some(0x40 | chance.draw() as u8 & 15),
             12 => match &mut packet.body {
-                Body::Tcp { doff, .. } => *doff = Some(chance.next() as u8 & 15),
+                Body::Tcp { doff, .. } => *doff = Some(chance.draw() as u8 & 15),
                 Body::Udp { len } => *len = Some(chance.below(30) as u16),
                 Body::Other(_) => {}
             },
             13 => packet = packet.tcp_options(&[1; 12]),
-            14 => packet.from.set_port(chance.next() as u16),
-            15 => packet.to.set_port(chance.next() as u16),
+            14 => packet.from.set_port(chance.draw() as u16),
+            15 => packet.to.set_port(chance.draw() as u16),
             _ => {}
         }
         packet
@@ -338,9 +338,10 @@ fn speak(
 
 /// One packet: by tc, now and then by XDP as well, and before the model.
 fn judge(simulated: &mut Simulated, model: &mut Model, hook: Hook, frame: &[u8]) -> Result<()> {
-    let early = match hook {
-        Hook::Outside if frame.len() % 8 == 0 => Some(xdp(simulated, frame)?),
-        _ => None,
+    let early = if hook == Hook::Outside && frame.len().is_multiple_of(8) {
+        Some(xdp(simulated, frame)?)
+    } else {
+        None
     };
     let outcome = simulated.run(hook, device(hook), frame)?;
     if let Some(Some((done, flows))) = early {

@@ -299,12 +299,13 @@ fn same_but_for(input: &[u8], read: &Read, output: &[u8], out: &Whole, hop: bool
     );
     let sum_at = read.sum_at().context("no checksum")?;
     let mut expected = input.to_vec();
-    let header: &[std::ops::Range<usize>] = if read.from.is_ipv4() {
-        &[read.l3 + 8..read.l3 + 9, read.l3 + 10..read.l3 + 20]
+    // Hop limit, and all that is behind it but IPv4's protocol.
+    let (hops, rest) = if read.from.is_ipv4() {
+        (read.l3 + 8..read.l3 + 9, read.l3 + 10..read.l3 + 20)
     } else {
-        &[read.l3 + 7..read.l3 + 40]
+        (read.l3 + 7..read.l3 + 8, read.l3 + 8..read.l3 + 40)
     };
-    for range in header.iter().cloned().chain([read.l4..read.l4 + 4, sum_at..sum_at + 2]) {
+    for range in [hops, rest, read.l4..read.l4 + 4, sum_at..sum_at + 2] {
         expected[range.clone()].copy_from_slice(&output[range]);
     }
     ensure!(expected == output, "bytes changed that are not ours");
