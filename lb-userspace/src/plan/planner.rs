@@ -67,8 +67,9 @@ impl Planner {
     ///
     /// A Service port that asks for a frontend which is there goes on with its id, and with
     /// the ids of the backends under it, so that flows and affinity stay valid (S80).
-    /// What the tables hold is not read back: they are written anew in place, each slot
-    /// naming a live backend at any time.
+    /// What the tables hold is not read back. One whose size still fits is written anew in
+    /// place, after the new backends are put and before the old ones go: each slot names a live
+    /// backend at any time. Where the size has changed a new table takes its place, as always.
     pub fn restore(&mut self, programmed: Programmed, now: u64) {
         *self = Self::new(self.capacity);
         for (key, frontend) in &programmed.frontends {

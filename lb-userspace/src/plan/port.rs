@@ -153,7 +153,7 @@ impl Planner {
         }
         // Only external frontends choose by hash: nodes must agree where traffic arrives.
         let shared = cluster == inside || cluster == outside;
-        let mut place = |set, hashed, old| self.place(id, key, set, hashed, old, now, draft);
+        let mut place = |set, hashed, old| self.place(id, set, hashed, old, now);
         let tables = Tables {
             inside: place(&inside, true, old_external.map(|f| f.inside))?,
             outside: place(&outside, true, old_external.map(|f| f.outside))?,
@@ -173,56 +173,52 @@ impl Planner {
     }
 
     /// Finds the table of a set: one that is there, one left by an earlier agent in the same
-    /// place and of the same shape, or a new one.
+    /// place and of the same shape, or a new one; `None` when there is no room for its slots.
     ///
-    /// Without room for a Maglev table the slots do: clients that land on another node may
-    /// then find another backend, which is told.
-    #[expect(clippy::too_many_arguments, reason = "what a table depends on")]
+    /// A new Maglev table is made only while a quarter of all blocks is free: it takes up to a
+    /// hundred times the room of the slots, which nobody may be left without. The slots alone do,
+    /// then; clients that land on another node may find another backend. It is made up for when
+    /// the set changes next.
     fn place(
         &mut self,
         id: ServiceId,
-        key: &PortKey,
         members: &[Member],
         hashed: bool,
         old: Option<Table>,
         now: u64,
-        draft: &mut Draft,
     ) -> Option<Table> {
         let holding = self.holdings.get_mut(&id)?;
         let count = u32::try_from(members.len()).ok()?;
         if count == 0 {
             return Some(Table::default());
         }
-        let mut maglev_len = if hashed { maglev::size(members.len()) } else { 0 };
-        let same = |stored: &&mut Stored, len| stored.members == members && stored.table.maglev_len == len;
-        if let Some(stored) = holding.tables.iter_mut().find(|stored| same(stored, maglev_len)) {
-            stored.planned = true;
-            return Some(stored.table);
-        }
-        let left = |stored: &&mut Stored| {
-            stored.members.is_empty()
-                && Some(stored.table) == old
-                && (stored.table.count, stored.table.maglev_len) == (count, maglev_len)
-        };
-        if let Some(stored) = holding.tables.iter_mut().find(left) {
+        let mut kept = |maglev_len| {
+            let same = |stored: &Stored| stored.members == members && stored.table.maglev_len == maglev_len;
+            let left = |stored: &Stored| {
+                stored.members.is_empty()
+                    && Some(stored.table) == old
+                    && (stored.table.count, stored.table.maglev_len) == (count, maglev_len)
+            };
+            let tables = &mut holding.tables;
+            let index = tables.iter().position(same).or_else(|| tables.iter().position(left))?;
+            let stored = &mut tables[index];
             stored.members = members.to_vec();
             stored.planned = true;
-            return Some(stored.table);
+            Some(stored.table)
+        };
+        let mut maglev_len = if hashed { maglev::size(members.len()) } else { 0 };
+        if let Some(table) = kept(maglev_len) {
+            return Some(table);
         }
         let mut maglev = 0;
         if maglev_len > 0 {
-            match self.blocks.take(maglev_len, now) {
+            let block = if self.blocks.is_roomy(now) { self.blocks.take(maglev_len, now) } else { None };
+            match block {
                 Some(block) => maglev = block,
                 None => {
                     maglev_len = 0;
-                    let reason = format!(
-                        "no room for a Maglev table ({} blocks in all): backends are chosen by a plain hash",
-                        self.capacity.table_blocks
-                    );
-                    draft.problems.push(full(key, reason));
-                    if let Some(stored) = holding.tables.iter_mut().find(|stored| same(stored, 0)) {
-                        stored.planned = true;
-                        return Some(stored.table);
+                    if let Some(table) = kept(0) {
+                        return Some(table);
                     }
                 }
             }

@@ -15,6 +15,9 @@ pub(super) struct Blocks {
     free: Vec<BTreeSet<u32>>,
     /// When freed, start, power; oldest first.
     resting: VecDeque<(u64, u32, usize)>,
+    /// Blocks in all, and those in free runs; what rests counts as used.
+    total: u32,
+    available: u32,
 }
 
 impl Blocks {
@@ -26,22 +29,37 @@ impl Blocks {
             free[power].insert(start);
             start += 1 << power;
         }
-        Self { free, resting: VecDeque::new() }
+        let total = limit.saturating_sub(1);
+        Self { free, resting: VecDeque::new(), total, available: total }
     }
 
     /// A run for so many ids; `None` when there is no room (yet).
     pub(super) fn take(&mut self, ids: u32, now: u64) -> Option<u32> {
+        self.wake(now);
+        let wanted = power(ids);
+        let found = (wanted..self.free.len()).find(|&p| !self.free[p].is_empty())?;
+        let start = self.free[found].pop_first()?;
+        self.split(start, found, start, wanted);
+        self.available -= 1 << wanted;
+        Some(start)
+    }
+
+    /// Whether at least a quarter of all blocks is free: room enough for what is only nice to
+    /// have.
+    pub(super) fn is_roomy(&mut self, now: u64) -> bool {
+        self.wake(now);
+        self.available >= self.total.div_ceil(4)
+    }
+
+    /// Ends the rest of what was freed long enough ago.
+    fn wake(&mut self, now: u64) {
         while let Some(&(freed, start, power)) = self.resting.front()
             && freed.saturating_add(PAUSE) <= now
         {
             self.resting.pop_front();
             self.join(start, power);
+            self.available += 1 << power;
         }
-        let wanted = power(ids);
-        let found = (wanted..self.free.len()).find(|&p| !self.free[p].is_empty())?;
-        let start = self.free[found].pop_first()?;
-        self.split(start, found, start, wanted);
-        Some(start)
     }
 
     /// Marks a run as used, as found in the maps at start. False when it is not free, not
@@ -55,6 +73,7 @@ impl Blocks {
             let run = start & !((1u32 << found) - 1);
             if self.free[found].remove(&run) {
                 self.split(run, found, start, wanted);
+                self.available -= 1 << wanted;
                 return true;
             }
         }
@@ -125,6 +144,18 @@ mod tests {
     }
 
     #[test]
+    fn a_map_is_roomy_while_a_quarter_is_free() {
+        let mut blocks = Blocks::new(9);
+        let taken: Vec<_> = (0..6).filter_map(|_| blocks.take(16, 0)).collect();
+        assert!(blocks.is_roomy(0), "two of eight");
+        assert!(blocks.reserve(8, 1) || blocks.take(16, 0).is_some());
+        assert!(!blocks.is_roomy(0));
+        blocks.free(taken[0], 16, 5);
+        assert!(!blocks.is_roomy(7), "what rests may still be read");
+        assert!(blocks.is_roomy(8));
+    }
+
+    #[test]
     fn what_does_not_fit_is_not_reserved() {
         let mut blocks = Blocks::new(64);
         assert!(blocks.reserve(32, 251));
@@ -157,6 +188,7 @@ mod tests {
                     end = start + (1 << power(ids));
                 }
                 prop_assert!(end <= LIMIT);
+                prop_assert_eq!(blocks.available, blocks.free.iter().enumerate().map(|(p, runs)| (runs.len() as u32) << p).sum::<u32>());
             }
             // A restart that reserves what is held finds the same room.
             let mut again = Blocks::new(LIMIT);

@@ -302,14 +302,44 @@ fn a_full_map_makes_its_service_wait_and_nobody_else() {
     rig.remove("a");
     rig.now += PAUSE;
     assert!(rig.round("b", Some(&wants)).1);
+}
 
-    rig.remove("b");
-    rig.forget_all();
+#[test]
+fn scarce_blocks_go_to_slots_and_not_to_maglev_tables() {
+    // 63 blocks; a table of 251 places and the slots of 2 backends take 17.
+    let mut rig = Rig::new(Capacity { table_blocks: 64, ..ROOMY });
+    let services: Vec<_> = (0..6u8)
+        .map(|n| {
+            let name = format!("s{n}");
+            let state = public(&name, &format!("10.96.0.{n}"), 30000 + u16::from(n), 2);
+            (name, state)
+        })
+        .collect();
+    for (name, state) in &services {
+        rig.put(name, state);
+    }
+    let lens = |rig: &Rig| -> Vec<_> {
+        let node_ports = rig.sim.frontends.iter().filter(|(key, _)| key.addr.is_unspecified());
+        node_ports.map(|(_, frontend)| frontend.inside.maglev_len).collect()
+    };
+    assert_eq!(lens(&rig), [251, 251, 251, 0, 0, 0]);
+    let frontends = rig.sim.frontends.clone();
+    for (name, state) in &services {
+        assert_eq!(rig.put(name, state), [], "what has one keeps it, and nobody waits");
+    }
+    rig.restart();
+    for (name, state) in &services {
+        assert_eq!(shape(&rig.put(name, state)), ["table"]);
+    }
+    assert_eq!(rig.sim.frontends, frontends);
+
+    rig.remove("s0");
     rig.now += PAUSE;
-    let plan = rig.planner.diff(&key("c"), Some(&public("c", "10.96.0.3", 30000, 4)), rig.now);
-    assert_eq!(plan.problems.len(), 1, "{:?}", plan.problems);
-    assert!(plan.problems[0].reason.contains("Maglev"));
-    assert!(rig.run(&plan.ops));
+    rig.put("s5", &public("s5", "10.96.0.5", 30005, 3));
+    rig.now += PAUSE;
+    assert_eq!(lens(&rig)[5], 0, "509 places do not fit beside the other two");
+    rig.put("s5", &public("s5", "10.96.0.5", 30005, 2));
+    assert_eq!(lens(&rig)[5], 251, "made up for at the next change");
 }
 
 #[test]
