@@ -44,7 +44,7 @@ struct Tool {
     package: &'static str,
 }
 
-const TOOLS: [Tool; 12] = [
+const TOOLS: [Tool; 13] = [
     tool(Group::Build, "cc", "gcc"),
     tool(Group::Run, "ip", "iproute2"),
     tool(Group::Run, "nsenter", "util-linux"),
@@ -56,7 +56,8 @@ const TOOLS: [Tool; 12] = [
     tool(Group::Test, "tc", "iproute2"),
     tool(Group::Test, "etcd", "etcd-server"),
     tool(Group::Bench, "nft", "nftables"),
-    tool(Group::Bench, "iperf3", "iperf3"),
+    tool(Group::Bench, "bpftool", "bpftool"),
+    tool(Group::Bench, "chrt", "util-linux"),
 ];
 
 const fn tool(group: Group, program: &'static str, package: &'static str) -> Tool {
