@@ -9,6 +9,7 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::future::Future;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -17,6 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
+use tokio::task::AbortHandle;
 
 pub(crate) type Answer = Response<Full<Bytes>>;
 
@@ -24,6 +26,9 @@ pub(crate) type Answer = Response<Full<Bytes>>;
 const RETRY: Duration = Duration::from_secs(2);
 /// Longest wait for a request's headers.
 const HEADERS: Duration = Duration::from_secs(10);
+/// Connections that a TCP listener keeps open. Anybody may connect: one more closes the
+/// oldest, so that idle ones neither use up the agent's files nor keep a probe out.
+const CONNECTIONS: usize = 64;
 
 /// An answer of that status, type and body.
 pub(crate) fn answer(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Answer {
@@ -54,9 +59,13 @@ where
             Ok(listener) => {
                 let told = listener.local_addr().unwrap_or(address).to_string();
                 board.set_listener(Listener { name: name.into(), address: told.clone(), error: None });
+                let mut open = VecDeque::new();
                 let error = loop {
                     match listener.accept().await {
-                        Ok((stream, _)) => spawn(stream, handler.clone()),
+                        Ok((stream, _)) => {
+                            make_room(&mut open);
+                            open.push_back(spawn(stream, handler.clone()));
+                        }
                         // Out of files, most likely: others will be closed.
                         Err(error) if error.raw_os_error() == Some(libc::EMFILE) => {
                             tokio::time::sleep(Duration::from_millis(100)).await;
@@ -71,6 +80,16 @@ where
         };
         board.set_listener(Listener { name: name.into(), address: told, error: Some(error.to_string()) });
         tokio::time::sleep(RETRY).await;
+    }
+}
+
+/// Forgets connections that are over, and closes the oldest if that was not enough.
+fn make_room(open: &mut VecDeque<AbortHandle>) {
+    open.retain(|connection| !connection.is_finished());
+    if open.len() >= CONNECTIONS
+        && let Some(oldest) = open.pop_front()
+    {
+        oldest.abort();
     }
 }
 
@@ -100,7 +119,7 @@ where
     let listener = bind_unix(path)?;
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => spawn(stream, handler.clone()),
+            Ok((stream, _)) => drop(spawn(stream, handler.clone())),
             Err(error) => {
                 tracing::warn!(%error, "admin socket cannot accept");
                 tokio::time::sleep(Duration::from_millis(100)).await;
@@ -127,13 +146,13 @@ fn bind_unix(path: &Path) -> anyhow::Result<UnixListener> {
     Ok(listener)
 }
 
-fn spawn<S, H, F>(stream: S, handler: H)
+fn spawn<S, H, F>(stream: S, handler: H) -> AbortHandle
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     H: Fn(Request<Incoming>) -> F + Send + Sync + 'static,
     F: Future<Output = Answer> + Send + 'static,
 {
-    tokio::spawn(async move {
+    let connection = tokio::spawn(async move {
         let service = service_fn(move |request| {
             let answer = handler(request);
             async move { Ok::<_, Infallible>(answer.await) }
@@ -141,8 +160,48 @@ where
         let connection = hyper::server::conn::http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(HEADERS)
+            // One question each: nobody asks often enough to gain by more.
+            .keep_alive(false)
             .serve_connection(TokioIo::new(stream), service);
         // A client that goes away in the middle of its own question is no event.
         let _gone = connection.await;
     });
+    connection.abort_handle()
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
+
+    #[tokio::test]
+    async fn idle_connections_are_bounded_and_keep_nobody_out() {
+        let board = Arc::<Board>::default();
+        let handler = |_| std::future::ready(answer(StatusCode::OK, "text/plain", "ok"));
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let server = tokio::spawn(serve_tcp("test", address, Arc::clone(&board), handler));
+        while board.listeners().is_empty() {
+            tokio::task::yield_now().await;
+        }
+        let address: SocketAddr = board.listeners()[0].address.parse().unwrap();
+        let mut idle = Vec::new();
+        for _ in 0..2 * CONNECTIONS {
+            idle.push(TcpStream::connect(address).await.unwrap());
+        }
+        let mut probe = TcpStream::connect(address).await.unwrap();
+        probe.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+        let mut text = String::new();
+        // Ends by itself: a connection answers one question.
+        probe.read_to_string(&mut text).await.unwrap();
+        assert!(text.starts_with("HTTP/1.1 200"), "{text}");
+        for stream in &mut idle[..CONNECTIONS] {
+            assert_eq!(stream.read(&mut [0]).await.unwrap(), 0, "the oldest are closed");
+        }
+        let mut byte = [0];
+        let newest = idle.last_mut().unwrap().try_read(&mut byte);
+        assert_eq!(newest.unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+        server.abort();
+    }
 }
