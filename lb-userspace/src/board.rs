@@ -32,20 +32,33 @@ pub struct Snapshot {
     pub node_addresses: Vec<String>,
     pub links: Arc<Vec<LinkPlan>>,
     pub hooks: Arc<Vec<Hook>>,
+    /// Hooks are still those of an earlier agent: which pods are here is not yet known.
+    pub awaiting_pods: bool,
     pub services: usize,
     pub frontends: usize,
     pub backends: usize,
     pub rounds: u64,
     pub last_round_micros: u64,
-    /// Operations that failed and will be tried again.
+    /// Services whose plan could not be carried out whole and is tried again.
     pub pending_ops: usize,
     pub problems: Arc<Vec<Problem>>,
 }
 
 impl Snapshot {
+    /// Services are in force: this agent's, or those that an earlier one left.
+    pub fn serving(&self) -> bool {
+        match self.phase {
+            Phase::Standby => false,
+            Phase::Listing => self.frontends > 0,
+            Phase::Synced => true,
+        }
+    }
+
     /// The first sync is applied and every hook is attached.
     pub fn ready(&self) -> bool {
-        self.phase == Phase::Synced && self.hooks.iter().all(|hook| hook.error.is_none())
+        self.phase == Phase::Synced
+            && !self.awaiting_pods
+            && self.hooks.iter().all(|hook| hook.error.is_none())
     }
 }
 
@@ -55,6 +68,8 @@ pub struct Board {
     snapshot: ArcSwap<Snapshot>,
     /// Milliseconds since the epoch of the oldest change not yet applied; 0: none (S56).
     pending_since: AtomicU64,
+    /// The same of the moment since which a round is owed; 0: none is.
+    owed_since: AtomicU64,
     /// The same of the last complete round.
     applied_at: AtomicU64,
     /// Problems of listeners, by their name.
@@ -81,7 +96,28 @@ impl Board {
 
     /// A change was heard of.
     pub fn heard(&self) {
-        let _earlier = self.pending_since.compare_exchange(0, now_ms(), Ordering::Relaxed, Ordering::Relaxed);
+        begin(&self.pending_since);
+        begin(&self.owed_since);
+    }
+
+    /// Nothing that was heard of can be applied yet, since its lists are not complete: what
+    /// an earlier agent left stands, and is as good as ever (S81).
+    pub fn nothing_to_apply(&self) {
+        self.pending_since.store(0, Ordering::Relaxed);
+    }
+
+    pub fn round_begins(&self) {
+        begin(&self.owed_since);
+    }
+
+    /// A round is over, whatever came of it.
+    pub fn round_ends(&self) {
+        self.owed_since.store(0, Ordering::Relaxed);
+    }
+
+    /// For how long a round has been owed: long only if the reconciler is stuck.
+    pub fn owed_for(&self) -> Duration {
+        since(&self.owed_since)
     }
 
     /// Everything heard of so far is applied, or not (`complete`).
@@ -90,16 +126,13 @@ impl Board {
             self.pending_since.store(0, Ordering::Relaxed);
             self.applied_at.store(now_ms(), Ordering::Relaxed);
         } else {
-            self.heard();
+            begin(&self.pending_since);
         }
     }
 
     /// For how long a change has been waiting.
     pub fn pending_for(&self) -> Duration {
-        match self.pending_since.load(Ordering::Relaxed) {
-            0 => Duration::ZERO,
-            since => Duration::from_millis(now_ms().saturating_sub(since)),
-        }
+        since(&self.pending_since)
     }
 
     /// Milliseconds since the epoch of the last complete round; 0: none yet.
@@ -128,6 +161,18 @@ impl Board {
     }
 }
 
+/// Starts a wait, unless it has begun.
+fn begin(since: &AtomicU64) {
+    let _earlier = since.compare_exchange(0, now_ms(), Ordering::Relaxed, Ordering::Relaxed);
+}
+
+fn since(at: &AtomicU64) -> Duration {
+    match at.load(Ordering::Relaxed) {
+        0 => Duration::ZERO,
+        at => Duration::from_millis(now_ms().saturating_sub(at)),
+    }
+}
+
 /// A problem of the agent itself, told under the flag's name.
 pub fn agent_problem(field: &str, reason: String) -> Problem {
     Problem {
@@ -141,4 +186,15 @@ pub fn agent_problem(field: &str, reason: String) -> Problem {
 pub fn now_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+impl Board {
+    /// Makes everything that waits wait for so much longer.
+    pub(crate) fn age(&self, by: Duration) {
+        for since in [&self.pending_since, &self.owed_since] {
+            let earlier = since.load(Ordering::Relaxed).saturating_sub(by.as_millis() as u64);
+            since.store(earlier, Ordering::Relaxed);
+        }
+    }
 }

@@ -1,8 +1,10 @@
 //! `/healthz`, `/livez` and `/readyz`, as cloud load balancers and the kubelet ask them.
 //!
-//! Healthy means that no change has waited too long to be applied (S56); eligible means
-//! that this node wants traffic at all (S55). Without a pending change an agent is healthy
-//! for ever, whatever the API server does.
+//! Healthy means that Services are in force, those of an earlier agent included, and that no
+//! change has waited too long to be applied (S56); eligible means that this node wants traffic
+//! at all (S55). Without a pending change an agent is healthy for ever, whatever the API server
+//! does. Alive means that rounds end: no object, and no map that objects fill, can make the
+//! kubelet restart an agent that works.
 
 use crate::board::{Board, Phase, now_ms};
 use crate::http::{self, Answer};
@@ -57,6 +59,7 @@ pub(crate) fn answer(method: &Method, path: &str, board: &Arc<Board>, metrics: &
             let mut reason = match snapshot.phase {
                 Phase::Standby => "standing by: another agent holds this node\n".to_string(),
                 Phase::Listing => "waiting for the first complete lists\n".to_string(),
+                Phase::Synced if snapshot.awaiting_pods => "waiting for the list of Pods\n".to_string(),
                 Phase::Synced => String::new(),
             };
             for hook in detached {
@@ -74,7 +77,9 @@ pub(crate) fn answer(method: &Method, path: &str, board: &Arc<Board>, metrics: &
 }
 
 fn health(board: &Board, eligible: Option<bool>) -> Answer {
-    let healthy = board.snapshot().phase == Phase::Synced && board.pending_for() < PATIENCE;
+    let alive = board.owed_for() < PATIENCE;
+    let in_time = || board.snapshot().serving() && board.pending_for() < PATIENCE;
+    let healthy = alive && (eligible.is_none() || in_time());
     let now = rfc3339(now_ms());
     // While nothing waits, the state is as good as new (S56).
     let updated =
@@ -125,9 +130,37 @@ mod tests {
     }
 
     #[test]
-    fn a_standby_is_neither_healthy_nor_ready() {
+    fn a_standby_is_alive_and_neither_healthy_nor_ready() {
         let board = Arc::<Board>::default();
-        assert_eq!([ask(&board, "/healthz"), ask(&board, "/livez"), ask(&board, "/readyz")], [503, 503, 503]);
+        assert_eq!([ask(&board, "/healthz"), ask(&board, "/livez"), ask(&board, "/readyz")], [503, 200, 503]);
+    }
+
+    #[test]
+    fn what_an_earlier_agent_left_is_healthy_while_lists_are_awaited() {
+        let board = Arc::<Board>::default();
+        let listing = Snapshot { phase: Phase::Listing, node_eligible: true, ..Snapshot::default() };
+        board.publish(listing.clone());
+        assert_eq!([ask(&board, "/healthz"), ask(&board, "/livez")], [503, 200]);
+        board.publish(Snapshot { frontends: 1, ..listing });
+        assert_eq!([ask(&board, "/healthz"), ask(&board, "/livez"), ask(&board, "/readyz")], [200, 200, 503]);
+    }
+
+    #[test]
+    fn a_change_that_cannot_be_applied_is_unhealthy_and_only_a_stuck_round_is_dead() {
+        let board = Arc::<Board>::default();
+        board.publish(Snapshot { phase: Phase::Synced, node_eligible: true, ..Snapshot::default() });
+        board.heard();
+        board.round_begins();
+        board.applied(false);
+        board.round_ends();
+        board.age(PATIENCE);
+        assert_eq!([ask(&board, "/healthz"), ask(&board, "/livez")], [503, 200]);
+        board.applied(true);
+        board.round_begins();
+        board.age(PATIENCE);
+        assert_eq!([ask(&board, "/healthz"), ask(&board, "/livez")], [503, 503]);
+        board.round_ends();
+        assert_eq!([ask(&board, "/healthz"), ask(&board, "/livez")], [200, 200]);
     }
 
     #[test]

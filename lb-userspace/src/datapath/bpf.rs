@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use aya::maps::{Array, Map, MapData, PerCpuArray};
 use lb_common::abi::{
     Addr, Affinity, AffinityKey, Backend, BackendId, Device, Flow, FlowFlags, FlowKey, Frontend, FrontendKey,
-    NodeAddress, NodeConfig, Reason, ServiceCounters, ServiceId, TABLE_BLOCK, Ticks, map, timeout,
+    NodeAddress, NodeConfig, Reason, ServiceCounters, ServiceId, TABLE_BLOCK, Table, Ticks, map, timeout,
 };
 use std::collections::BTreeMap;
 use std::os::fd::AsFd;
@@ -185,7 +185,8 @@ impl Datapath for Bpf {
         self.service_counters.get(service as usize).unwrap_or_default()
     }
 
-    fn attach(&mut self, links: &[LinkPlan]) -> Vec<Hook> {
+    fn attach(&mut self, links: &[LinkPlan], keep_unknown: bool) -> Vec<Hook> {
+        let _ = keep_unknown;
         let mut hooks = self.loaded.attach_devices(links);
         hooks.extend(self.loaded.attach_sockets());
         hooks
@@ -212,20 +213,22 @@ impl Datapath for Bpf {
         let mut sweep = Sweep::default();
         let mut idle = Vec::new();
         let (mut confirmed, mut transient) = (0, 0);
+        // Before the confirmed ones: a flow that is confirmed meanwhile is counted twice, and
+        // not in neither map, which would forget its Service under it.
+        let read = self.transient.for_each(|_, flow| {
+            transient += 1;
+            // A silent leftover keeps no Service: it would be opened anew anyway.
+            if !flow.flags.has(FlowFlags::REPLY) && now.since(flow.seen) < timeout::UDP {
+                *sweep.flows.entry(flow.service).or_default() += 1;
+            }
+        });
+        read.ok()?;
         let read = self.flows.for_each(|key, flow| {
             confirmed += 1;
             if gc::idle(key, flow, now) {
                 idle.push((*key, *flow));
             }
             if !flow.flags.has(FlowFlags::REPLY) {
-                *sweep.flows.entry(flow.service).or_default() += 1;
-            }
-        });
-        read.ok()?;
-        let read = self.transient.for_each(|_, flow| {
-            transient += 1;
-            // A silent leftover keeps no Service: it would be opened anew anyway.
-            if !flow.flags.has(FlowFlags::REPLY) && now.since(flow.seen) < timeout::UDP {
                 *sweep.flows.entry(flow.service).or_default() += 1;
             }
         });
@@ -264,6 +267,12 @@ impl Datapath for Bpf {
             });
         }
         found
+    }
+
+    fn slots(&mut self, table: &Table) -> Vec<BackendId> {
+        let index = |slot| (table.slots as usize + slot / TABLE_BLOCK, slot % TABLE_BLOCK);
+        let slots = (0..table.count as usize).map(index);
+        slots.map_while(|(block, place)| Some(self.tables.get(block)?[place])).collect()
     }
 
     fn affinity(&mut self, key: &AffinityKey) -> Option<(BackendId, u64)> {

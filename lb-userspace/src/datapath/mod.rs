@@ -137,10 +137,12 @@ pub trait Datapath: Send {
     /// Counters of one Service.
     fn service_counters(&mut self, service: ServiceId) -> ServiceCounters;
 
-    /// Puts the programs on these devices, and takes them off all others. Said again, it
-    /// heals: what somebody detached is attached anew. Answers every hook there is.
-    fn attach(&mut self, links: &[LinkPlan]) -> Vec<Hook> {
-        let _ = links;
+    /// Puts the programs on these devices, and takes them off all others unless `keep_unknown`:
+    /// then not all devices of pods are known yet, and what an earlier agent attached elsewhere
+    /// stays. Said again, it heals: what somebody detached is attached anew. Answers every hook
+    /// there is.
+    fn attach(&mut self, links: &[LinkPlan], keep_unknown: bool) -> Vec<Hook> {
+        let _ = (links, keep_unknown);
         Vec::new()
     }
 

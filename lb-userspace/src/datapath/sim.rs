@@ -271,6 +271,10 @@ impl Datapath for Sim {
         all.filter(|(key, flow)| wanted(key, flow)).take(limit).map(|(key, flow)| (*key, *flow)).collect()
     }
 
+    fn slots(&mut self, table: &Table) -> Vec<BackendId> {
+        Sim::slots(self, table)
+    }
+
     fn affinity(&mut self, key: &AffinityKey) -> Option<(BackendId, u64)> {
         let affinity = *self.memory.affinity.borrow().get(key)?;
         let age = self.memory.nanos.get().saturating_sub(affinity.seen_nanos);

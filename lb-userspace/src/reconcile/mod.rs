@@ -23,6 +23,7 @@ use crate::plan::Planner;
 use crate::plan::op::Op;
 use crate::problem::{Kind, ObjectKey, ObjectRef, Problem};
 use crate::source::{Batch, Change, Object, Objects};
+use node::PodWait;
 use problems::Problems;
 use retry::Retries;
 use std::collections::{BTreeMap, BTreeSet};
@@ -78,6 +79,8 @@ pub struct Reconciler {
     phase: Phase,
     /// Leftovers of Services that went away while no agent ran are still to be retired.
     leftovers: bool,
+    /// Some operation on leftovers failed.
+    leftovers_refused: bool,
     /// Hearing of the oldest change of the coming round.
     heard: Option<Instant>,
     triggers: Vec<SystemTime>,
@@ -88,7 +91,10 @@ pub struct Reconciler {
     started_at: SystemTime,
     next_check: Instant,
     next_sweep: Instant,
-    /// Facts or hooks failed: tried again then.
+    /// Maps of an earlier agent were taken over: its programs may be anywhere.
+    took_over: bool,
+    pods: PodWait,
+    /// Facts or hooks failed, or wait: tried again then.
     node_retry: Option<Instant>,
     rounds: u64,
     board: Arc<Board>,
@@ -104,6 +110,7 @@ impl Reconciler {
         let Parts { node_name, node_required, model, node, mut datapath, board, metrics } = parts;
         let mut planner = Planner::new(datapath.capacity());
         planner.restore(datapath.read()?, 0);
+        let took_over = !planner.frontends().is_empty();
         let started = Instant::now();
         let view = NodeView { name: node_name.clone(), ..NodeView::default() };
         let state = crate::node::derive(&Tables::default(), &node, &crate::node::Inputs::default());
@@ -129,6 +136,7 @@ impl Reconciler {
             problems: Problems::default(),
             phase: Phase::Listing,
             leftovers: true,
+            leftovers_refused: false,
             heard: None,
             triggers: Vec::new(),
             slices: 0,
@@ -138,6 +146,8 @@ impl Reconciler {
             next_check: started + CHECK,
             next_sweep: started + SWEEP,
             node_retry: None,
+            took_over,
+            pods: PodWait::default(),
             rounds: 0,
             board,
             metrics,
@@ -181,7 +191,11 @@ impl Reconciler {
     pub fn round(&mut self) {
         let now = Instant::now();
         // Empty tables would take the programs off every device that an earlier agent left them on.
+        self.board.round_begins();
         if !self.objects.ready_l4() || !self.tables_known {
+            if !self.objects.ready_l4() {
+                self.board.nothing_to_apply();
+            }
             self.publish(Duration::ZERO);
             return;
         }
@@ -202,6 +216,9 @@ impl Reconciler {
         }
         for key in &work {
             self.note(key);
+        }
+        for key in work.union(&dirty) {
+            self.note_pods(key);
         }
         work.extend(self.retries.due(now));
         stages.model = began.elapsed();
@@ -228,19 +245,10 @@ impl Reconciler {
         self.started.elapsed().as_secs()
     }
 
-    /// Remembers what a recomputed Service says about problems and about pods here.
+    /// Remembers what a recomputed Service says about problems.
     fn note(&mut self, key: &ObjectKey) {
         let state = self.model.state(key);
         self.problems.set_service(key, state.map_or(&[], |state| &state.problems));
-        let backends = state.iter().flat_map(|state| state.ports.values()).flat_map(|port| &port.backends);
-        let local: BTreeSet<IpAddr> =
-            backends.filter(|backend| backend.local).map(|backend| IpAddr::from(backend.addr)).collect();
-        let before = if local.is_empty() {
-            self.local_endpoints.remove(key)
-        } else {
-            self.local_endpoints.insert(key.clone(), local.clone())
-        };
-        self.node_dirty |= before.unwrap_or_default() != local;
     }
 
     /// Plans one Service and applies the plan.
@@ -255,13 +263,14 @@ impl Reconciler {
         round.stages.apply += planned.elapsed();
         round.ops += plan.ops.len() as u64;
         round.failed += failed.len() as u64;
+        let refused = failed.iter().any(|failure| matches!(failure.error, OpError::Kernel { .. }));
         let mut problems = plan.problems;
         problems
             .extend(failed.iter().take(3).map(|failure| failure_problem(key, &failure.op, &failure.error)));
         if problems.is_empty() {
             self.retries.succeeded(key);
         } else {
-            self.retries.failed(key, now);
+            self.retries.failed(key, now, refused);
         }
         self.problems.set_failure(key, problems);
     }
@@ -286,6 +295,7 @@ impl Reconciler {
             tracing::info!(operations = ops.len(), "removing what is left of Services that are gone");
         }
         self.leftovers = !self.apply_loose(&ops, round);
+        self.leftovers_refused = self.leftovers;
     }
 
     /// Forgets retired frontends without a flow, and Service ids without a frontend.
@@ -347,13 +357,15 @@ impl Reconciler {
                 "round"
             );
         }
-        self.board.applied(self.retries.len() == 0 && !self.leftovers);
+        self.board.applied(!self.retries.refused() && !self.leftovers_refused);
         self.publish(round.took);
     }
 
     fn publish(&mut self, took: Duration) {
         self.rounds += 1;
-        let eligible = self.objects.node.as_ref().map_or(!self.node_required, |node| !node.leaving);
+        // Not listed yet: nothing says that the node is not, or that it leaves.
+        let unknown = !self.node_required || !self.objects.listed.contains(&Kind::Node);
+        let eligible = self.objects.node.as_ref().map_or(unknown, |node| !node.leaving);
         let config = &self.node.facts.config;
         let addresses = [config.v4, config.v6].into_iter().filter(|addr| !addr.is_unspecified());
         let first = self.phase == Phase::Synced && self.board.snapshot().phase != Phase::Synced;
@@ -363,6 +375,7 @@ impl Reconciler {
             node_addresses: addresses.map(|addr| addr.to_string()).collect(),
             links: Arc::new(self.node.links.clone()),
             hooks: Arc::clone(&self.hooks),
+            awaiting_pods: matches!(self.pods, PodWait::Waiting(_)),
             services: self.model.states().len(),
             frontends: self.planner.frontends().len(),
             backends: self.planner.backends().len(),
@@ -371,6 +384,7 @@ impl Reconciler {
             pending_ops: self.retries.len(),
             problems: self.problems.settle(),
         });
+        self.board.round_ends();
         if first {
             tracing::info!(
                 services = self.model.states().len(),

@@ -5,6 +5,7 @@ use super::Reconciler;
 use crate::board::agent_problem;
 use crate::model::NodeView;
 use crate::node::Inputs;
+use crate::problem::{Kind, ObjectKey};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -12,6 +13,35 @@ use std::time::{Duration, Instant};
 
 /// How soon a hook that could not be attached is tried again: a device may be on its way up.
 const NODE_RETRY: Duration = Duration::from_secs(2);
+/// How long an earlier agent's facts and hooks stay as they are for want of the list of Pods,
+/// from the first round on. It may be refused for ever.
+const POD_PATIENCE: Duration = Duration::from_secs(10);
+
+/// What the node's part of a round knows of the pods here. Those that are no endpoint are
+/// known from Pods alone, and flows through their links must not suffer from a restart (S80).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(super) enum PodWait {
+    /// There has been no round yet.
+    #[default]
+    New,
+    /// An earlier agent's facts and hooks stand until Pods are listed, or until then.
+    Waiting(Instant),
+    /// Waited for in vain, or on a node without flows: links that are not in the plan stay.
+    Unlisted,
+    /// All pods are known: links that are not in the plan go.
+    Listed,
+}
+
+impl PodWait {
+    pub(super) fn next(self, listed: bool, took_over: bool, now: Instant) -> Self {
+        match self {
+            _ if listed => Self::Listed,
+            Self::New if took_over => Self::Waiting(now + POD_PATIENCE),
+            Self::Waiting(due) if now < due => self,
+            _ => Self::Unlisted,
+        }
+    }
+}
 
 impl Reconciler {
     /// What Services are decided from.
@@ -27,7 +57,14 @@ impl Reconciler {
     /// Facts and hooks. The range of node ports is that of the frontends now programmed, so
     /// this comes last in a round.
     pub(super) fn update_node(&mut self) {
-        let mut links_changed = self.facts.is_none();
+        let before = self.pods;
+        let listed = self.objects.listed.contains(&Kind::Pod);
+        self.pods = before.next(listed, self.took_over, Instant::now());
+        if let PodWait::Waiting(due) = self.pods {
+            self.node_retry = Some(due);
+            return;
+        }
+        let mut links_changed = self.facts.is_none() || self.pods != before;
         if self.node_retry.is_some_and(|due| due <= Instant::now()) {
             self.facts = None;
             links_changed = true;
@@ -55,7 +92,7 @@ impl Reconciler {
             }
         }
         if links_changed {
-            self.hooks = Arc::new(self.datapath.attach(&self.node.links));
+            self.hooks = Arc::new(self.datapath.attach(&self.node.links, self.pods != PodWait::Listed));
         }
         problems.extend(self.hooks.iter().filter_map(|hook| {
             let error = hook.error.as_deref()?;
@@ -63,6 +100,24 @@ impl Reconciler {
         }));
         self.node_retry = (!problems.is_empty()).then(|| Instant::now() + NODE_RETRY);
         self.problems.set_datapath(problems);
+    }
+
+    /// Remembers the endpoints on this node of a Service's slices, whatever their state: a pod
+    /// that is not ready any more still has open flows.
+    pub(super) fn note_pods(&mut self, key: &ObjectKey) {
+        let objects = &self.objects;
+        let slices =
+            objects.slices_of.get(key).into_iter().flatten().filter_map(|key| objects.slices.get(key));
+        let here = slices
+            .flat_map(|slice| &slice.endpoints)
+            .filter(|endpoint| endpoint.node.as_deref() == Some(objects.node_name.as_str()));
+        let local: BTreeSet<IpAddr> = here.map(|endpoint| endpoint.addr).collect();
+        let before = if local.is_empty() {
+            self.local_endpoints.remove(key)
+        } else {
+            self.local_endpoints.insert(key.clone(), local.clone())
+        };
+        self.node_dirty |= before.unwrap_or_default() != local;
     }
 
     fn gather(&self) -> Inputs {

@@ -17,13 +17,15 @@ pub(super) struct Retries {
 struct Wait {
     due: Instant,
     delay: Duration,
+    /// The kernel refused an operation; else the objects ask for more than there is room for.
+    refused: bool,
 }
 
 impl Retries {
     /// The Service failed (again): the pause doubles.
-    pub(super) fn failed(&mut self, key: &ObjectKey, now: Instant) {
+    pub(super) fn failed(&mut self, key: &ObjectKey, now: Instant, refused: bool) {
         let delay = self.waiting.get(key).map_or(FIRST, |wait| (wait.delay * 2).min(LONGEST));
-        self.waiting.insert(key.clone(), Wait { due: now + delay, delay });
+        self.waiting.insert(key.clone(), Wait { due: now + delay, delay, refused });
     }
 
     pub(super) fn succeeded(&mut self, key: &ObjectKey) {
@@ -36,6 +38,12 @@ impl Retries {
 
     pub(super) fn next(&self) -> Option<Instant> {
         self.waiting.values().map(|wait| wait.due).min()
+    }
+
+    /// Whether some wait is the kernel's doing. What only objects are to blame for is told as
+    /// their problem and makes nobody unhealthy.
+    pub(super) fn refused(&self) -> bool {
+        self.waiting.values().any(|wait| wait.refused)
     }
 
     pub(super) fn len(&self) -> usize {
@@ -52,16 +60,16 @@ mod tests {
         let (mut retries, key, start) = (Retries::default(), ObjectKey::new("a", "b"), Instant::now());
         let mut now = start;
         for expected in [100, 200, 400, 800] {
-            retries.failed(&key, now);
+            retries.failed(&key, now, true);
             assert_eq!(retries.next(), Some(now + Duration::from_millis(expected)));
             assert!(retries.due(now).is_empty());
             now += Duration::from_millis(expected);
             assert!(retries.due(now).contains(&key));
         }
         for _ in 0..20 {
-            retries.failed(&key, now);
+            retries.failed(&key, now, false);
         }
-        assert_eq!(retries.next(), Some(now + LONGEST));
+        assert_eq!((retries.next(), retries.refused()), (Some(now + LONGEST), false));
         retries.succeeded(&key);
         assert_eq!((retries.len(), retries.next()), (0, None));
     }

@@ -16,6 +16,8 @@ struct Kernel {
     sim: Sim,
     hooks: Vec<Hook>,
     attached: Vec<Vec<LinkPlan>>,
+    /// Whether the last call kept links of unknown devices.
+    kept: bool,
     flows: BTreeMap<ServiceId, u32>,
 }
 
@@ -41,8 +43,9 @@ impl Datapath for Shared {
     fn service_counters(&mut self, service: ServiceId) -> ServiceCounters {
         self.0.lock().unwrap().sim.service_counters(service)
     }
-    fn attach(&mut self, links: &[LinkPlan]) -> Vec<Hook> {
+    fn attach(&mut self, links: &[LinkPlan], keep_unknown: bool) -> Vec<Hook> {
         let mut kernel = self.0.lock().unwrap();
+        kernel.kept = keep_unknown;
         kernel.attached.push(links.to_vec());
         kernel.hooks.clone()
     }
@@ -79,7 +82,13 @@ fn start(kernel: &Arc<Mutex<Kernel>>) -> Rig {
 
 fn kernel() -> Arc<Mutex<Kernel>> {
     let sim = Sim::new(ROOM);
-    Arc::new(Mutex::new(Kernel { sim, hooks: Vec::new(), attached: Vec::new(), flows: BTreeMap::new() }))
+    Arc::new(Mutex::new(Kernel {
+        sim,
+        hooks: Vec::new(),
+        attached: Vec::new(),
+        kept: false,
+        flows: BTreeMap::new(),
+    }))
 }
 
 impl Rig {
@@ -273,9 +282,8 @@ fn a_missing_hook_is_told_and_tried_again() {
     assert_eq!(rig.board.problems(), Vec::new());
 }
 
-#[test]
-fn links_of_local_endpoints_are_found_without_pod_objects() {
-    let mut rig = start(&kernel());
+/// A device that leads to the pod at 10.244.0.5.
+fn pod_device() -> Arc<Tables> {
     let mut tables = Tables::default();
     let veth = Link {
         name: "veth5".into(),
@@ -294,7 +302,50 @@ fn links_of_local_endpoints_are_found_without_pod_objects() {
         metric: 0,
         source: None,
     });
-    rig.reconciler.set_tables(Arc::new(tables));
+    Arc::new(tables)
+}
+
+#[test]
+fn a_restart_touches_no_hook_before_pods_are_listed_or_waited_for_in_vain() {
+    let kernel = kernel();
+    start(&kernel).take(web());
+    let calls = || kernel.lock().unwrap().attached.len();
+    let before = calls();
+    let mut rig = start(&kernel);
+    rig.take(web());
+    assert_eq!(calls(), before);
+    assert_eq!((rig.board.snapshot().phase, rig.board.snapshot().ready()), (Phase::Synced, false));
+    rig.reconciler.pods = PodWait::Waiting(Instant::now());
+    rig.reconciler.round();
+    assert_eq!((calls(), kernel.lock().unwrap().kept), (before + 1, true));
+    assert!(rig.board.snapshot().ready());
+    rig.take(vec![Change::Replace(Kind::Pod, Vec::new())]);
+    assert_eq!((calls(), kernel.lock().unwrap().kept), (before + 2, false));
+
+    let mut rig = start(&kernel);
+    rig.take(web());
+    rig.take(vec![Change::Replace(Kind::Pod, Vec::new())]);
+    assert_eq!((calls(), kernel.lock().unwrap().kept), (before + 3, false));
+    assert!(rig.board.snapshot().ready());
+}
+
+#[test]
+fn a_pod_that_is_not_ready_keeps_its_link() {
+    let mut rig = start(&kernel());
+    rig.reconciler.set_tables(pod_device());
+    rig.take(web());
+    let Object::EndpointSlice(mut unready) = slice("web", &["10.244.0.5"]) else { unreachable!() };
+    unready.endpoints[0].ready = false;
+    unready.endpoints[0].serving = false;
+    rig.take(vec![Change::Upsert(Object::EndpointSlice(unready))]);
+    assert!(rig.kernel.lock().unwrap().sim.backends.is_empty());
+    assert_eq!(rig.kernel.lock().unwrap().attached.last().unwrap().len(), 1);
+}
+
+#[test]
+fn links_of_local_endpoints_are_found_without_pod_objects() {
+    let mut rig = start(&kernel());
+    rig.reconciler.set_tables(pod_device());
     rig.take(web());
     let attached = rig.kernel.lock().unwrap().attached.last().unwrap().clone();
     assert_eq!(attached.iter().map(|link| link.name.as_str()).collect::<Vec<_>>(), ["veth5"]);
@@ -337,4 +388,35 @@ fn nothing_is_detached_before_the_kernels_tables_are_read() {
     rig.reconciler.set_tables(Arc::default());
     rig.reconciler.round();
     assert_eq!(kernel.lock().unwrap().attached.len(), 1);
+}
+
+#[test]
+fn objects_that_find_no_room_make_nobody_unhealthy() {
+    let mut rig = start(&kernel());
+    let ips: Vec<String> = (1..100).map(|n| format!("10.244.0.{n}")).collect();
+    let ips: Vec<&str> = ips.iter().map(String::as_str).collect();
+    rig.reconciler.board.heard();
+    rig.take(lists(vec![service("web", "10.96.0.1")], vec![slice("web", &ips)]));
+    assert!(!rig.board.problems().is_empty());
+    assert!(rig.board.snapshot().pending_ops > 0);
+    assert!(rig.board.pending_for().is_zero());
+    rig.kernel.lock().unwrap().sim.fail_every(Some(1));
+    rig.take(vec![Change::Upsert(service("other", "10.96.0.2"))]);
+    rig.board.age(Duration::from_secs(60));
+    assert!(!rig.board.pending_for().is_zero(), "the kernel refuses");
+    assert!(rig.board.owed_for().is_zero());
+}
+
+#[test]
+fn a_restart_without_the_api_server_stays_healthy() {
+    let kernel = kernel();
+    start(&kernel).take(web());
+    let mut rig = start(&kernel);
+    rig.board.heard();
+    rig.take(vec![Change::Problems(Vec::new())]);
+    let snapshot = rig.board.snapshot();
+    assert_eq!((snapshot.phase, snapshot.serving(), snapshot.node_eligible), (Phase::Listing, true, true));
+    assert!(rig.board.pending_for().is_zero());
+    rig.take(vec![Change::Replace(Kind::Node, Vec::new())]);
+    assert!(!rig.board.snapshot().node_eligible);
 }
