@@ -68,7 +68,7 @@ fn inside<T: Send>(
                 l3: false,
                 xdp_capable: true,
             });
-            for hook in bpf.attach(&links) {
+            for hook in bpf.attach(&links, false) {
                 ensure!(hook.error.is_none(), "{hook:?}");
             }
             loads.push((snat, bpf));
