@@ -82,3 +82,52 @@ impl fmt::Display for Problem {
         write!(f, "{}: {}: {}", self.object, self.field, self.reason)
     }
 }
+
+/// Problems of one object that are told one by one.
+const TOLD: usize = 8;
+
+/// Keeps the first few Problems of each object and counts the others.
+///
+/// Objects come from anybody who may write them, and one object can be wrong in thousands of
+/// places: that must not bury what is wrong elsewhere. The answer is sorted by object.
+pub fn bounded(mut problems: Vec<Problem>) -> Vec<Problem> {
+    problems.sort_by(|a, b| a.object.cmp(&b.object));
+    let mut kept = Vec::new();
+    for of_object in problems.chunk_by(|a, b| a.object == b.object) {
+        kept.extend(of_object.iter().take(TOLD).cloned());
+        if let [.., last] = of_object
+            && of_object.len() > TOLD
+        {
+            kept.push(Problem {
+                object: last.object.clone(),
+                // Sorts after the names of fields.
+                field: "…".into(),
+                reason: format!("and {} more", of_object.len() - TOLD),
+            });
+        }
+    }
+    kept
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_problems_of_one_object_hide_none_of_another() {
+        let problem = |name: &str, n: usize| Problem {
+            object: ObjectRef { kind: Kind::Service, key: ObjectKey::new("default", name) },
+            field: format!("spec.ports[{n}]"),
+            reason: "wrong".into(),
+        };
+        let mut problems: Vec<_> = (0..1_000).map(|n| problem("b", n)).collect();
+        problems.extend([problem("a", 0), problem("c", 0)]);
+        let told: Vec<_> = bounded(problems).iter().map(ToString::to_string).collect();
+        assert_eq!(told.len(), 11);
+        assert_eq!(told[0], "Service default/a: spec.ports[0]: wrong");
+        assert_eq!(told[8], "Service default/b: spec.ports[7]: wrong");
+        assert_eq!(told[9], "Service default/b: …: and 992 more");
+        assert_eq!(told[10], "Service default/c: spec.ports[0]: wrong");
+        assert_eq!(bounded((0..8).map(|n| problem("b", n)).collect()).len(), 8);
+    }
+}

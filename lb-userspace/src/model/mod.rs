@@ -13,6 +13,7 @@ use std::net::IpAddr;
 
 mod claims;
 mod endpoints;
+mod limits;
 mod options;
 mod policy;
 mod service;

@@ -4,11 +4,13 @@
 //! its own account; who gets a contested one is decided in [`super::claims`].
 
 use super::claims::{Asked, Claim, Claims};
+use super::endpoints::Offers;
+use super::limits;
 use super::options::special;
 use super::{
     FrontendKind, FrontendState, ModelOptions, NodeView, PortKey, PortState, ServiceState, endpoints, policy,
 };
-use crate::problem::{Kind, ObjectKey, ObjectRef, Problem};
+use crate::problem::{Kind, ObjectKey, ObjectRef, Problem, bounded};
 use crate::source::{Objects, Service, ServicePort, ServiceType, TrafficPolicy};
 use ipnet::IpNet;
 use lb_common::abi::{Addr, Family, Proto};
@@ -63,7 +65,7 @@ pub(super) fn build(
     let mut state =
         ServiceState { problems: endpoints::problems(&slices, options), ..ServiceState::default() };
     let Some(service) = service else {
-        state.problems.sort();
+        state.problems = told(state.problems);
         return (!state.problems.is_empty()).then_some(state);
     };
 
@@ -81,10 +83,14 @@ pub(super) fn build(
             });
         }
     }
+    let offers = Offers::of(&slices);
+    let offered: usize =
+        granted.keys().map(|&(index, family)| offers.count(&service.ports[index], family)).sum();
+    let most = if offered > limits::VISITS { limits::VISITS / granted.len() } else { usize::MAX };
     for ((index, family), mut frontends) in granted {
         let port = &service.ports[index];
         frontends.sort();
-        let found = endpoints::of_port(&slices, port, family, &node.name, options);
+        let found = offers.endpoints(port, family, most, &node.name, options);
         let decision = policy::decide(&found, service, node);
         let port_key =
             PortKey { service: key.clone(), port_name: port.name.clone(), proto: port.proto, family };
@@ -98,10 +104,23 @@ pub(super) fn build(
         };
         state.ports.insert(port_key, port_state);
     }
+    if limits::cut(&mut state.ports, service) || offered > limits::VISITS {
+        let reason = format!(
+            "more than {} endpoints, counted over all ports: only some of each port are used",
+            limits::BACKENDS
+        );
+        problems.push(problem(service, "spec.ports", reason));
+    }
     state.problems.append(&mut problems);
-    state.problems.sort();
-    state.problems.dedup();
+    state.problems = told(state.problems);
     Some(state)
+}
+
+/// Each Problem once, and not too many of one object.
+fn told(mut problems: Vec<Problem>) -> Vec<Problem> {
+    problems.sort();
+    problems.dedup();
+    bounded(problems)
 }
 
 /// The claims of a Service: what it asks for, and at the node ports that it could hide, so that
@@ -175,7 +194,8 @@ pub(super) fn frontends(service: &Service, node: &NodeView, options: &ModelOptio
     out.unserved(service);
 
     let mut taken: BTreeMap<Claim, usize> = BTreeMap::new();
-    for index in out.usable_ports(service) {
+    let mut room = limits::FRONTENDS;
+    'ports: for index in out.usable_ports(service) {
         let port = &service.ports[index];
         let mut asked: Vec<(Addr, u16, FrontendKind, String)> = Vec::new();
         for (&family, &(ip, ref field)) in &cluster_ips {
@@ -195,6 +215,16 @@ pub(super) fn frontends(service: &Service, node: &NodeView, options: &ModelOptio
             asked.push((ip.into(), port.port, FrontendKind::ExternalIp, "spec.externalIPs".into()));
         }
         for (addr, number, kind, field) in asked {
+            if room == 0 {
+                let reason = format!(
+                    "more than {} frontends, counted over all ports and addresses: from here on they are not \
+                     programmed",
+                    limits::FRONTENDS
+                );
+                out.tell(service, format!("spec.ports[{index}]"), reason);
+                break 'ports;
+            }
+            room -= 1;
             let claim = (addr, number, port.proto);
             let own = addr.is_unspecified() || node.addresses.contains(&addr.into());
             if own && options.protected_ports.contains(&number) {

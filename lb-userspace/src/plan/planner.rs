@@ -6,7 +6,7 @@ use super::op::Op;
 use super::tables::Blocks;
 use crate::datapath::{Capacity, Programmed};
 use crate::model::{PortKey, ServiceState};
-use crate::problem::{ObjectKey, Problem};
+use crate::problem::{ObjectKey, Problem, bounded};
 use lb_common::abi::{
     Addr, Backend, BackendId, Family, Frontend, FrontendFlags, FrontendKey, PortRange, Proto, ServiceId,
     Table,
@@ -120,7 +120,7 @@ impl Planner {
         }
         let Draft { backends, tables, switch, clear, mut problems, .. } = draft;
         problems.dedup();
-        Plan { ops: [backends, tables, switch, clear].concat(), problems }
+        Plan { ops: [backends, tables, switch, clear].concat(), problems: bounded(problems) }
     }
 
     fn ports_of(&self, key: &ObjectKey) -> Vec<PortKey> {

@@ -131,10 +131,6 @@ impl Reader {
         let mut problems = self.store.problems();
         problems.extend(self.roots.problems());
         if problems != self.told {
-            let told: BTreeSet<&Problem> = self.told.iter().collect();
-            for problem in problems.iter().filter(|problem| !told.contains(problem)) {
-                tracing::warn!(object = %problem.object, field = problem.field, reason = problem.reason, "manifest");
-            }
             self.told.clone_from(&problems);
             batch.push(Change::Problems(problems));
         }

@@ -201,7 +201,6 @@ impl Teller {
                     let problem = Problem { object, field: String::new(), reason };
                     let changed = problems.get(part) != Some(&problem);
                     if changed {
-                        tracing::warn!(part, reason = problem.reason, "source");
                         problems.insert(part.to_owned(), problem);
                     }
                     changed

@@ -5,7 +5,7 @@
 //! read as an object.
 
 use super::parse::{self, Document, Fault};
-use crate::problem::{Kind, ObjectKey, ObjectRef, Problem};
+use crate::problem::{Kind, ObjectKey, ObjectRef, Problem, bounded};
 use crate::source::fill::{Draft, FillConfig};
 use crate::source::project::Names;
 use std::collections::{BTreeMap, BTreeSet};
@@ -154,7 +154,7 @@ impl Store {
                 problems.push(problem(path, String::new(), reason));
             }
         }
-        problems
+        bounded(problems)
     }
 
     /// The path as it is kept already, so that it is kept once.
