@@ -105,9 +105,9 @@ pub fn early(ctx: XdpContext) -> u32 {
     let Some(scratch) = maps::scratch() else { return xdp_action::XDP_PASS };
     let verdict = path::early(&mut frame, &KernelTables, &network, scratch);
     match verdict {
-        Verdict::Redirect(_, route) => {
+        Verdict::Redirect(..) => {
             count::add(verdict.slot());
-            network.redirect(&ctx, &route)
+            network.send(&ctx)
         }
         Verdict::Drop(_) => {
             count::add(verdict.slot());

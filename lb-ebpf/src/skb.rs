@@ -146,7 +146,7 @@ impl Network for SkbNetwork {
         // SAFETY: the context outlives the program's run.
         let ifindex = unsafe { (*self.skb).ifindex };
         let (params, code) =
-            fib(self.skb.cast(), ifindex, source, destination, proto).ok_or(NoRoute::Unreachable)?;
+            fib(self.skb.cast(), ifindex, source, destination, proto, 0).ok_or(NoRoute::Unreachable)?;
         match code {
             BPF_FIB_LKUP_RET_SUCCESS | BPF_FIB_LKUP_RET_NO_NEIGH => {
                 Ok(Route { ifindex: params.ifindex, next_hop: next_hop(params) })
@@ -216,7 +216,8 @@ impl SkbNetwork {
     }
 }
 
-/// Asks the kernel's routing table. Shared with XDP. `None` only without the map.
+/// Asks the kernel's routing table. Shared with XDP. `length` of the IP packet is compared with
+/// the way's MTU; 0 has the kernel look at the socket buffer. `None` only without the map.
 #[inline(always)]
 pub(crate) fn fib(
     ctx: *mut core::ffi::c_void,
@@ -224,13 +225,14 @@ pub(crate) fn fib(
     source: &Addr,
     destination: &Addr,
     proto: Proto,
+    length: u16,
 ) -> Option<(&'static FibParams, u32)> {
     let params = maps::FIB.get_ptr_mut(0)?;
     // SAFETY: this CPU's element; packet programs do not interrupt each other on it. What the
     // helper wrote last time (lengths, metric) is cleared; ports and the rest stay zero.
     unsafe {
         (*params).l4_protocol = proto.0;
-        (*params).__bindgen_anon_1.tot_len = 0;
+        (*params).__bindgen_anon_1.tot_len = length;
         (*params).__bindgen_anon_2.flowinfo = 0;
         (*params).ifindex = ifindex;
         if destination.is_v4() {

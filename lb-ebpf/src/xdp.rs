@@ -2,7 +2,6 @@
 
 use crate::skb::{fib, next_hop};
 use aya_ebpf::bindings::{BPF_FIB_LKUP_RET_SUCCESS, xdp_action, xdp_md};
-use aya_ebpf::helpers::generated::bpf_redirect;
 use aya_ebpf::programs::XdpContext;
 use core::cell::Cell;
 use core::hint::black_box;
@@ -95,8 +94,9 @@ impl Packet for XdpFrame {
     }
 }
 
-/// Routes as seen from the device that the frame came in by. Only one whose neighbour is
-/// known counts; its link-layer addresses are kept for [`XdpNetwork::redirect`].
+/// Routes as seen from the device that the frame came in by. Only a way out of that same
+/// device to a known neighbour counts: its driver can send the frame back (`XDP_TX`), whereas
+/// another device may have no XDP at all and lose it. The rest is left to tc.
 pub(crate) struct XdpNetwork {
     ctx: *mut xdp_md,
     link: Cell<[u16; 6]>,
@@ -110,13 +110,12 @@ impl XdpNetwork {
 
     /// Writes the neighbour's address and sends the frame.
     #[inline(always)]
-    pub(crate) fn redirect(&self, ctx: &XdpContext, route: &Route) -> u32 {
+    pub(crate) fn send(&self, ctx: &XdpContext) -> u32 {
         let mut frame = XdpFrame::new(ctx);
-        if frame.store(0, &self.link.get()).is_none() {
-            return xdp_action::XDP_DROP;
+        match frame.store(0, &self.link.get()) {
+            Some(()) => xdp_action::XDP_TX,
+            None => xdp_action::XDP_DROP,
         }
-        // SAFETY: plain integers.
-        unsafe { bpf_redirect(route.ifindex, 0) as u32 }
     }
 }
 
@@ -124,10 +123,13 @@ impl Network for XdpNetwork {
     #[inline(always)]
     fn route(&self, source: &Addr, destination: &Addr, proto: Proto) -> Result<Route, NoRoute> {
         // SAFETY: the context outlives the program's run.
-        let ifindex = unsafe { (*self.ctx).ingress_ifindex };
-        let (params, code) =
-            fib(self.ctx.cast(), ifindex, source, destination, proto).ok_or(NoRoute::Unreachable)?;
-        if code != BPF_FIB_LKUP_RET_SUCCESS {
+        let (ifindex, length) = unsafe {
+            let md = &*self.ctx;
+            (md.ingress_ifindex, (md.data_end as usize - md.data as usize).wrapping_sub(ETHERNET))
+        };
+        let (params, code) = fib(self.ctx.cast(), ifindex, source, destination, proto, length as u16)
+            .ok_or(NoRoute::Unreachable)?;
+        if code != BPF_FIB_LKUP_RET_SUCCESS || params.ifindex != ifindex {
             return Err(NoRoute::Unreachable);
         }
         let ([d0, d1, d2, d3, d4, d5], [s0, s1, s2, s3, s4, s5]) = (params.dmac, params.smac);

@@ -4,8 +4,9 @@ use super::{Addr, Be16, Proto, ServiceId};
 use bytemuck::{Pod, Zeroable};
 
 /// Index into the backends map. 0 is never given out, so that a zeroed table slot names
-/// nobody. An id is used again only after a pause, and a stale one is harmless: whoever
-/// remembers an id (affinity, UDP flows) checks service and address as well.
+/// nobody. An id is used again only after a pause, and a stale one is harmless: a UDP flow
+/// compares Service and address as well, and affinity the Service and the set; so an affinity
+/// whose id was given to another endpoint of the same Service means that one from then on.
 pub type BackendId = u32;
 
 /// An endpoint of one Service port. Endpoints shared by two Services are two backends.

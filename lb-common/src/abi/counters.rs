@@ -84,6 +84,8 @@ reasons! {
         FragmentationNeeded = "fragmentation_needed",
         /// A helper refused to rewrite the packet.
         RewriteFailed = "rewrite_failed",
+        /// To a loopback address, from another machine or a pod (CVE-2020-8558, H37).
+        Loopback = "loopback",
         /// The backend tables name a backend that does not exist.
         StaleTable = "stale_table",
     }

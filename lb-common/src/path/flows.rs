@@ -12,7 +12,7 @@ use crate::packet::{Parsed, TcpFlags};
 
 /// How far beyond the server's SYN-ACK an acknowledgement may be to prove that its sender saw
 /// it: the first one that passes here may not be the first one sent.
-const ACK_WINDOW: u32 = 0xffff;
+const ACK_WINDOW: u32 = 0xfff;
 
 /// The map that holds an entry.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -33,15 +33,21 @@ pub(super) fn find<T: Tables>(tables: &T, key: &FlowKey, flow: &mut Flow) -> Opt
     }
 }
 
-/// Whether a flow is over: closed, or (UDP, which has no end) idle for too long.
+/// Whether a flow is over: closed, or (UDP, which has no end) silent in both directions.
 #[inline(always)]
 pub(super) fn over<T: Tables>(tables: &T, proto: Proto, flow: &Flow, place: Place, pair: &mut Entry) -> bool {
     if proto == Proto::UDP {
-        let limit = match place {
-            Place::Confirmed => timeout::UDP,
-            Place::Transient => timeout::UDP_UNREPLIED,
-        };
-        return ticks(tables).since(flow.seen) > limit;
+        let now = ticks(tables);
+        if now.since(flow.seen) <= timeout::UDP_UNREPLIED {
+            return false;
+        }
+        pair.key.set_pair(flow, proto);
+        if !tables.flow(place, &pair.key, &mut pair.flow) {
+            return true;
+        }
+        let replied = pair.flow.flags.has(FlowFlags::SEEN);
+        let limit = if replied { timeout::UDP } else { timeout::UDP_UNREPLIED };
+        return now.since(flow.seen) > limit && now.since(pair.flow.seen) > limit;
     }
     if flow.flags.has(FlowFlags::RST) {
         return true;
@@ -90,7 +96,9 @@ pub(super) fn seen<T: Tables>(
     let closing = tcp.0 & (TcpFlags::FIN | TcpFlags::RST) != 0;
     match place {
         Place::Transient => {
-            if !reply && !closing && tcp.0 & TcpFlags::SYN == 0 {
+            // A TCP packet without ACK belongs to no open connection.
+            let proves = key.proto == Proto::UDP || tcp.0 & (TcpFlags::SYN | TcpFlags::ACK) == TcpFlags::ACK;
+            if !reply && !closing && proves {
                 confirm(tables, key, parsed, flow, pair);
             }
         }
@@ -111,14 +119,17 @@ fn confirm<T: Tables>(tables: &T, key: &FlowKey, parsed: &Parsed, flow: &Flow, p
         return;
     }
     let theirs = pair.flow.flags;
-    if !theirs.has(FlowFlags::SEEN) || theirs.has(FlowFlags::FIN) || flow.flags.has(FlowFlags::FIN) {
+    // A server that answered with a RST has no connection: what forged packets drew from it
+    // must not fill the map that evicts nothing.
+    let over = theirs.has(FlowFlags::FIN) || theirs.has(FlowFlags::RST) || flow.flags.has(FlowFlags::FIN);
+    if over || !theirs.has(FlowFlags::SEEN) {
         return;
     }
     let beyond = parsed.acknowledgement.wrapping_sub(pair.flow.expected_ack);
     if theirs.has(FlowFlags::HANDSHAKE) && beyond > ACK_WINDOW {
         return;
     }
-    pair.flow.flags = theirs.without(FlowFlags::HANDSHAKE).without(FlowFlags::RST);
+    pair.flow.flags = theirs.without(FlowFlags::HANDSHAKE);
     // Both or none: without the second entry the first must not stay.
     if !tables.put_flow(Place::Confirmed, &pair.key, &pair.flow, false) {
         note(tables, Reason::FlowsFull);

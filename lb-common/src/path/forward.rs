@@ -32,7 +32,7 @@ pub(super) fn ingress<P: Packet, T: Tables, N: Network>(
     if flags.has(FrontendFlags::RETIRED) || belongs_to_host(parsed, network, &scratch.own.key, flags) {
         return Step::Done(Verdict::Pass(PassReason::NoService));
     }
-    match open(parsed, tables, network, scratch, from) {
+    match open(tables, network, scratch, from) {
         None => {
             tables.count_service(service, ServiceCount::PacketFlow);
             Step::Deliver(PassReason::NewFlow)
@@ -75,7 +75,7 @@ fn known<T: Tables>(parsed: &Parsed, tables: &T, scratch: &mut Scratch, from: Or
     let proto = own.key.proto;
     let renewable = proto == Proto::UDP || parsed.tcp.opens();
     if renewable {
-        let moved = orphaned(tables, proto, frontend, &own.flow, place, from);
+        let moved = orphaned(tables, frontend, &own.flow, from);
         if moved || flows::over(tables, proto, &own.flow, place, pair) {
             flows::forget(tables, &own.key, place, &own.flow, &mut pair.key);
             if moved {
@@ -88,19 +88,16 @@ fn known<T: Tables>(parsed: &Parsed, tables: &T, scratch: &mut Scratch, from: Or
     true
 }
 
-/// Whether a flow has lost its backend while the Service still has others: a UDP flow (S60),
-/// or a TCP one that is only being opened. Open TCP flows stay: their backend drains (S65).
+/// Whether a flow has lost its backend, or its frontend belongs to another Service now, while
+/// there are backends to be had. Asked of UDP packets (S60) and of SYNs (S68) only: open TCP
+/// flows stay, their backend drains (S65).
 #[inline(always)]
-fn orphaned<T: Tables>(
-    tables: &T,
-    proto: Proto,
-    frontend: &Frontend,
-    flow: &Flow,
-    place: Place,
-    from: Origin,
-) -> bool {
-    if (proto != Proto::UDP && place == Place::Confirmed) || table_for(frontend, from).count == 0 {
+fn orphaned<T: Tables>(tables: &T, frontend: &Frontend, flow: &Flow, from: Origin) -> bool {
+    if table_for(frontend, from).count == 0 {
         return false;
+    }
+    if flow.service != frontend.service {
+        return true;
     }
     match tables.backend(flow.backend) {
         Some(backend) => {
@@ -129,7 +126,7 @@ pub(super) fn early<P: Packet, T: Tables, N: Network>(
         || !tables.flow(Place::Confirmed, &own.key, &mut own.flow)
         || own.flow.flags.has(FlowFlags::REPLY)
         || !own.flow.flags.has(FlowFlags::SNAT)
-        || orphaned(tables, proto, frontend, &own.flow, Place::Confirmed, Origin::Outside)
+        || (proto == Proto::UDP && orphaned(tables, frontend, &own.flow, Origin::Outside))
         || flows::over(tables, proto, &own.flow, Place::Confirmed, pair)
     {
         return None;
@@ -210,7 +207,6 @@ pub(super) fn onward<P: Packet>(
 /// Chooses a backend for a new flow and remembers both directions. `None` when that is done.
 #[inline(always)]
 fn open<T: Tables, N: Network>(
-    parsed: &Parsed,
     tables: &T,
     network: &N,
     scratch: &mut Scratch,
@@ -233,6 +229,9 @@ fn open<T: Tables, N: Network>(
     let Some(Choice { id, backend }) = select(tables, frontend, from, &own.key.source, hash, true) else {
         return Some(DropReason::StaleTable);
     };
+    if backend.addr.is_loopback() {
+        return Some(DropReason::Loopback);
+    }
     let local = backend.flags.has(BackendFlags::LOCAL);
     let hairpin = backend.addr == own.key.source;
     let snat = hairpin || (from == Origin::Outside && !local);
@@ -290,7 +289,6 @@ fn open<T: Tables, N: Network>(
         tables.delete_flow(Place::Transient, &pair.key);
         return Some(DropReason::ConntrackFull);
     }
-    let _ = parsed;
     None
 }
 

@@ -1,8 +1,8 @@
 //! The order of a packet's decision, written out once for tc, XDP and the simulator.
 //!
-//! **Ingress** (a packet arrives from the network or from a pod): is it addressed to a
-//! frontend? Then its flow is known, or a backend is chosen. Else, is it a reply to a source
-//! port of ours? Then it is turned. Else it is none of our business. **Egress** (a packet
+//! **Ingress** (a packet arrives from the network or from a pod): is it a reply to a source
+//! port of ours? Then it is turned. Else, is it addressed to a frontend? Then its flow is
+//! known, or a backend is chosen. Else it is none of our business. **Egress** (a packet
 //! leaves towards a client): a reply of a known flow is turned.
 //!
 //! So netfilter sees only translated tuples, in both directions, and the CNI's rules and
@@ -180,17 +180,18 @@ pub fn ingress<P: Packet, T: Tables, N: Network>(
         Ok(parsed) => parsed,
         Err(reason) => return Verdict::Pass(reason),
     };
-    let step = if find_frontend(tables, &scratch.own.key, &mut scratch.frontend) {
-        forward::ingress(packet, &parsed, tables, network, scratch, from)
-    } else {
-        let known =
-            is_ours(tables, scratch.own.key.destination_port) && reply::ingress(&parsed, tables, scratch);
-        if known {
+    if scratch.own.key.destination.is_loopback() {
+        return Verdict::Drop(DropReason::Loopback);
+    }
+    // Replies first: a frontend may have a port of the range that their flows were given.
+    let step =
+        if is_ours(tables, scratch.own.key.destination_port) && reply::ingress(&parsed, tables, scratch) {
             Step::Deliver(PassReason::Reply)
+        } else if find_frontend(tables, &scratch.own.key, &mut scratch.frontend) {
+            forward::ingress(packet, &parsed, tables, network, scratch, from)
         } else {
             Step::Done(Verdict::Pass(PassReason::NoService))
-        }
-    };
+        };
     match step {
         Step::Deliver(reason) => forward::deliver(packet, &parsed, network, scratch, reason),
         Step::Done(verdict) => {
@@ -230,12 +231,16 @@ pub fn early<P: Packet, T: Tables, N: Network>(
         Ok(parsed) => parsed,
         Err(reason) => return Verdict::Pass(reason),
     };
-    let verdict = if find_frontend(tables, &scratch.own.key, &mut scratch.frontend) {
-        forward::early(packet, &parsed, tables, network, scratch)
-    } else if is_ours(tables, scratch.own.key.destination_port) {
+    let reply = if is_ours(tables, scratch.own.key.destination_port) {
         reply::early(packet, &parsed, tables, network, scratch)
     } else {
         None
+    };
+    let verdict = match reply {
+        None if find_frontend(tables, &scratch.own.key, &mut scratch.frontend) => {
+            forward::early(packet, &parsed, tables, network, scratch)
+        }
+        reply => reply,
     };
     verdict.unwrap_or(Verdict::Pass(PassReason::LeftToTc))
 }

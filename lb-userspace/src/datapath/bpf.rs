@@ -8,8 +8,9 @@ use crate::plan::op::Op;
 use anyhow::{Context, Result};
 use aya::maps::{Array, Map, MapData, PerCpuArray};
 use lb_common::abi::{
-    Addr, Affinity, AffinityKey, Backend, BackendId, Device, Flow, FlowFlags, FlowKey, Frontend, FrontendKey,
-    NodeAddress, NodeConfig, Reason, ServiceCounters, ServiceId, TABLE_BLOCK, Table, Ticks, map, timeout,
+    Addr, Affinity, AffinityKey, Backend, BackendFlags, BackendId, Device, Flow, FlowFlags, FlowKey,
+    Frontend, FrontendKey, NodeAddress, NodeConfig, Reason, ServiceCounters, ServiceId, TABLE_BLOCK, Table, Ticks,
+    map, timeout,
 };
 use std::collections::BTreeMap;
 use std::os::fd::AsFd;
@@ -93,7 +94,12 @@ impl Bpf {
     fn one(&mut self, op: &Op) -> Result<(), OpError> {
         match op {
             Op::PutBackend(id, backend) => self.put_backend(*id, *backend),
-            Op::DeleteBackend(id) => self.put_backend(*id, Backend::default()),
+            Op::DeleteBackend(id) => {
+                // Without flags it is in no set and serves nobody, but a packet or connect()
+                // that read the old table a moment ago still finds an address.
+                let last = self.backends.get(*id as usize).unwrap_or_default();
+                self.put_backend(*id, Backend { flags: BackendFlags::default(), ..last })
+            }
             Op::WriteTable { block, ids } => self.write_table(*block, ids),
             Op::PutFrontend(key, frontend) => self.frontends.put(key, frontend),
             Op::DeleteFrontend(key) => self.frontends.remove(key).map(drop),
@@ -144,6 +150,11 @@ fn mapped<T: bytemuck::Pod>(map: &Map, name: &'static str) -> Result<sys::Mapped
     sys::Mapped::new(inner.fd().as_fd(), len as usize).with_context(|| format!("map {name} into memory"))
 }
 
+/// Whether a backend is programmed: one that was deleted has no flags left.
+fn is_live(backend: &Backend) -> bool {
+    backend.service != 0 && backend.flags != BackendFlags::default()
+}
+
 impl Datapath for Bpf {
     fn capacity(&self) -> Capacity {
         self.capacity
@@ -157,7 +168,7 @@ impl Datapath for Bpf {
             })
             .context("read the frontends")?;
         for id in 1..self.backends.len() {
-            if let Some(backend) = self.backends.get(id).filter(|backend| backend.service != 0) {
+            if let Some(backend) = self.backends.get(id).filter(is_live) {
                 programmed.backends.insert(id as BackendId, backend);
             }
         }
@@ -197,7 +208,7 @@ impl Datapath for Bpf {
         // What cannot be counted is shown as empty; the map itself tells when it is full.
         let _ = self.frontends.for_each(|_, _| frontends += 1);
         let backends = (1..self.backends.len())
-            .filter(|id| self.backends.get(*id).is_some_and(|backend| backend.service != 0))
+            .filter(|id| self.backends.get(*id).is_some_and(|backend| is_live(&backend)))
             .count();
         let used = |name| self.used.get(name).copied().unwrap_or(0);
         vec![

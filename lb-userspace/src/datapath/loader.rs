@@ -7,15 +7,17 @@
 use super::{Capacity, Hook, LinkClass, LinkPlan, sys};
 use anyhow::{Context, Result, anyhow, bail};
 use aya::maps::{Map, MapData};
+use aya::programs::links::Link;
 use aya::programs::tc::{NlOptions, TcAttachOptions, TcHandle};
 use aya::programs::{
     CgroupSockAddr, ProgramInfo, SchedClassifier, SockOps, TcAttachType, TestRun, TestRunOptions, Xdp, tc,
 };
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 use lb_common::abi::{ABI_VERSION, PortRange, Settings, SettingsFlags, map};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 #[cfg(not(no_object))]
@@ -104,8 +106,6 @@ pub struct Loaded {
     links: PathBuf,
     options: LoadOptions,
     xdp_loaded: bool,
-    /// Hooks attached by netlink, which leave no link to look at.
-    clsact: BTreeMap<(u32, bool), String>,
 }
 
 impl Loaded {
@@ -134,7 +134,7 @@ impl Loaded {
                 tracing::info!(error = %error, "session affinity will not know pods by their addresses");
             }
         }
-        Ok(Self { ebpf, links, options, xdp_loaded: false, clsact: BTreeMap::new() })
+        Ok(Self { ebpf, links, options, xdp_loaded: false })
     }
 
     /// Takes a map out, to be used by the data path.
@@ -182,7 +182,13 @@ impl Loaded {
 
     /// Attaches the socket hooks; an older agent's are replaced in place.
     pub(super) fn attach_sockets(&mut self) -> Vec<Hook> {
-        let Some(cgroup) = self.options.cgroup.clone() else { return Vec::new() };
+        let Some(cgroup) = self.options.cgroup.clone() else {
+            self.remove_cgroup_links(None);
+            return Vec::new();
+        };
+        // A control group is known by its inode: links of another one are of no use here.
+        let inode = std::fs::metadata(&cgroup).map_or(0, |found| found.ino());
+        self.remove_cgroup_links(Some(inode));
         let place = cgroup.display().to_string();
         let dir = std::fs::File::open(&cgroup);
         let mut hooks = Vec::new();
@@ -199,7 +205,7 @@ impl Loaded {
                 (_, Err(error)) => Err(error),
                 (Err(error), _) => Err(anyhow!("open control group: {error}")),
                 (Ok(dir), Ok(Some(program))) => {
-                    let pin = self.links.join(format!("cgroup-{hook}"));
+                    let pin = self.links.join(cgroup_pin(inode, hook));
                     let target = sys_number(dir.as_fd());
                     ensure_link(&pin, program.as_fd(), target, attach_type, 0).map_err(Into::into)
                 }
@@ -211,6 +217,18 @@ impl Loaded {
             });
         }
         hooks
+    }
+
+    /// Unpins the links of all control groups but one, which detaches them.
+    fn remove_cgroup_links(&self, but: Option<u64>) {
+        for entry in std::fs::read_dir(&self.links).into_iter().flatten().flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let kept = but.is_some_and(|inode| name.starts_with(&cgroup_pin(inode, "")));
+            if name.starts_with("cgroup-") && !kept {
+                // Gone already: nothing to do.
+                let _ = std::fs::remove_file(entry.path());
+            }
+        }
     }
 
     /// Puts the packet programs on these devices and takes them off all others.
@@ -300,7 +318,6 @@ impl Loaded {
         };
         // Dropping it would detach the filter.
         std::mem::forget(classifier.take_link(id)?);
-        self.clsact.insert((link.ifindex, outward), link.name.clone());
         Ok(())
     }
 
@@ -336,25 +353,41 @@ impl Loaded {
                 let _ = std::fs::remove_file(entry.path());
             }
         }
-        self.clsact.retain(|(ifindex, outward), name| {
-            let keep = plan.iter().any(|link| link.ifindex == *ifindex);
-            if !keep {
-                detach_clsact(name, *outward);
-            }
-            keep
-        });
+        if !self.options.clsact {
+            return;
+        }
+        // A filter leaves no pin to find it by, also not one of an earlier agent.
+        for name in devices().filter(|name| !plan.iter().any(|link| link.name == *name)) {
+            detach_clsact(&name, false);
+            detach_clsact(&name, true);
+        }
     }
+}
+
+fn cgroup_pin(inode: u64, hook: &str) -> String {
+    format!("cgroup-{inode}-{hook}")
 }
 
 fn packet_pin(outward: bool, ifindex: u32) -> String {
     format!("{}-{ifindex}", if outward { "egress" } else { "ingress" })
 }
 
-fn detach_clsact(device: &str, outward: bool) {
+/// Removes our filter, known by its priority and handle, from a device; says whether there
+/// was one.
+fn detach_clsact(device: &str, outward: bool) -> bool {
     let attach_type = if outward { TcAttachType::Egress } else { TcAttachType::Ingress };
-    let link = tc::SchedClassifierLink::attached(device, attach_type, CLSACT_PRIORITY, CLSACT_HANDLE, None);
-    // Dropping the link detaches the filter; a device that is gone has none.
-    drop(link);
+    tc::SchedClassifierLink::attached(device, attach_type, CLSACT_PRIORITY, CLSACT_HANDLE, None)
+        .is_ok_and(|link| link.detach().is_ok())
+}
+
+/// Names of the devices of this network namespace.
+fn devices() -> impl Iterator<Item = String> {
+    let indexes = nix::net::if_::if_nameindex().into_iter();
+    indexes.flat_map(|list| {
+        let names: Vec<String> =
+            list.iter().map(|device| device.name().to_string_lossy().into_owned()).collect();
+        names
+    })
 }
 
 /// Whether the kernel has tcx (6.6).
@@ -580,15 +613,10 @@ pub struct Cleaned {
 pub fn cleanup(bpffs: &Path) -> Result<Cleaned> {
     let mut cleaned = Cleaned::default();
     let root = bpffs.join("weir");
-    for device in std::fs::read_dir("/sys/class/net").into_iter().flatten().flatten() {
-        let name = device.file_name().to_string_lossy().into_owned();
-        for (attach_type, programs) in
-            [(TcAttachType::Ingress, &PACKET_PROGRAMS[..4]), (TcAttachType::Egress, &PACKET_PROGRAMS[4..])]
-        {
-            for program in programs {
-                if tc::qdisc_detach_program(&name, attach_type, program).is_ok() {
-                    cleaned.links.push(format!("{name} clsact {program}"));
-                }
+    for device in devices() {
+        for (outward, side) in [(false, "ingress"), (true, "egress")] {
+            if detach_clsact(&device, outward) {
+                cleaned.links.push(format!("{device} clsact {side}"));
             }
         }
     }
