@@ -49,14 +49,15 @@ pub(super) fn over<T: Tables>(tables: &T, proto: Proto, flow: &Flow, place: Plac
         let limit = if replied { timeout::UDP } else { timeout::UDP_UNREPLIED };
         return now.since(flow.seen) > limit && now.since(pair.flow.seen) > limit;
     }
-    if flow.flags.has(FlowFlags::RST) {
-        return true;
-    }
-    if place == Place::Confirmed || !flow.flags.has(FlowFlags::FIN) {
-        return false;
+    if place == Place::Confirmed || flow.flags.has(FlowFlags::RST) {
+        return flow.flags.has(FlowFlags::RST);
     }
     pair.key.set_pair(flow, proto);
-    !tables.flow(Place::Transient, &pair.key, &mut pair.flow) || pair.flow.flags.has(FlowFlags::FIN)
+    if !tables.flow(Place::Transient, &pair.key, &mut pair.flow) {
+        return true;
+    }
+    let theirs = pair.flow.flags;
+    theirs.has(FlowFlags::RST) || (theirs.has(FlowFlags::FIN) && flow.flags.has(FlowFlags::FIN))
 }
 
 /// Remembers that a packet of this direction passed, and moves the flow between its places.

@@ -21,7 +21,8 @@ const TC_ACT_SHOT: u32 = 2;
 const TC_ACT_REDIRECT: u32 = 7;
 const XDP_DROP: u32 = 1;
 const XDP_PASS: u32 = 2;
-const XDP_REDIRECT: u32 = 4;
+/// Back out of the device that it came in by.
+const XDP_TX: u32 = 3;
 
 /// The programs, loaded once for each range of source ports: the range is a constant of a load.
 pub struct Kernel {
@@ -199,7 +200,7 @@ impl Runner for Kernel {
         let (code, outcome) = self.program("early", device, frame)?;
         let code = match code {
             XDP_PASS => Code::Pass,
-            XDP_REDIRECT => Code::Redirect,
+            XDP_TX => Code::Redirect,
             XDP_DROP => Code::Drop,
             other => bail!("XDP returned {other}"),
         };

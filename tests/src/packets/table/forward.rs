@@ -4,7 +4,7 @@ use super::super::build::{Link, Packet, other, tcp, udp};
 use super::super::row::{Hook, Row, Service};
 use super::super::world::{ETH0, ETH1, POD0};
 use super::{Connection, Family, V4, V6, named};
-use lb_common::abi::{DropReason, PassReason, Proto};
+use lb_common::abi::{Backend, BackendFlags, DropReason, PassReason, Proto};
 
 pub(super) fn rows() -> Vec<Row> {
     let mut rows = Vec::new();
@@ -285,10 +285,10 @@ fn unroutable() -> Row {
 }
 
 fn stale_table() -> Row {
-    let mut row = Row::new("a table that names no backend");
+    let mut row = Row::new("a table that names another Service's backend");
     let service = row.service(V4.service(Proto::TCP).local(V4.local));
-    let gone = weir::plan::op::Op::DeleteBackend(service.endpoints[0].id);
-    row.ops(vec![gone]);
+    let stranger = Backend { service: 999, flags: BackendFlags::SERVING, ..Backend::default() };
+    row.ops(vec![weir::plan::op::Op::PutBackend(service.endpoints[0].id, stranger)]);
     row.outside(&tcp(V4.client, V4.node_port, "S")).dropped(DropReason::StaleTable);
     row
 }

@@ -4,7 +4,7 @@ use super::super::build::{at, tcp, udp};
 use super::super::row::{Row, Service};
 use super::super::world::ETH0;
 use super::{Connection, Family, V4, V6, named};
-use lb_common::abi::{PassReason, Proto, Reason};
+use lb_common::abi::{DropReason, PassReason, Proto, Reason};
 
 pub(super) fn rows() -> Vec<Row> {
     let mut rows = Vec::new();
@@ -14,7 +14,7 @@ pub(super) fn rows() -> Vec<Row> {
         rows.extend([drained(&family), moved_while_opening(&family), affinity(&family)]);
         rows.extend([affinity_membership(&family), affinity_across_frontends(&family)]);
         rows.extend([middle_of_a_connection(&family), opens_nothing(&family), late_ack(&family)]);
-        rows.push(host_connection(&family));
+        rows.extend([host_connection(&family), forged(&family), loopback(&family)]);
     }
     rows
 }
@@ -305,8 +305,32 @@ fn late_ack(family: &Family) -> Row {
     row.outside(&syn).redirected(PassReason::NewFlow, ETH0, &flow.asked(&syn));
     let syn_ack = flow.answer("SA").seq(0xffff_fff0).ack(1001);
     row.outside(&syn_ack).redirected(PassReason::Reply, ETH0, &flow.answered(&syn_ack));
-    let late = flow.ask("A").seq(1001).ack(0xfff0);
+    let late = flow.ask("A").seq(1001).ack(0x0ff0);
     row.outside(&late).noting(Reason::Confirmed).redirected(PassReason::Forward, ETH0, &flow.asked(&late));
+    row
+}
+
+/// H49: what a stranger can send without having seen an answer confirms nothing.
+fn forged(family: &Family) -> Row {
+    let mut row = named("packets with a forged source confirm no flow", family);
+    row.service(family.service(Proto::TCP).local(family.local));
+    let ask = |flags: &str| tcp(family.client, family.node_port, flags);
+    let ack = ask("A").seq(1001).ack(5);
+    row.outside(&ack).passes(PassReason::NewFlow, &ack.to(family.local));
+    let reset = tcp(family.local, family.client, "R").seq(5);
+    row.egress(&reset).passes(PassReason::Reply, &reset.from(family.node_port));
+    let null = ask("").seq(1001);
+    row.outside(&null).passes(PassReason::Forward, &null.to(family.local));
+    row.outside(&ack).passes(PassReason::Forward, &ack.to(family.local));
+    row
+}
+
+/// H37, CVE-2020-8558: nobody but the node itself speaks to its loopback addresses.
+fn loopback(family: &Family) -> Row {
+    let mut row = named("packets to a loopback address are dropped", family);
+    let to = if family.client.starts_with('[') { "[::1]:10250" } else { "127.0.0.1:10250" };
+    row.outside(&tcp(family.client, to, "S")).dropped(DropReason::Loopback);
+    row.inside(&udp(family.client, to)).dropped(DropReason::Loopback);
     row
 }
 

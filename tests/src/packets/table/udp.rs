@@ -10,7 +10,12 @@ pub(super) fn rows() -> Vec<Row> {
     let mut rows = Vec::new();
     for family in [V4, V6] {
         rows.extend([conversation(&family), no_checksum(&family), becomes_zero(&family), moved(&family)]);
-        rows.extend([stays_while_serving(&family), stays_without_any(&family), silence(&family)]);
+        rows.extend([
+            stays_while_serving(&family),
+            server_streams(&family),
+            stays_without_any(&family),
+            silence(&family),
+        ]);
         rows.push(short(&family));
     }
     rows
@@ -97,6 +102,26 @@ fn moved(family: &Family) -> Row {
     row.outside(&ask).noting(Reason::Moved).redirected(PassReason::NewFlow, ETH0, &asked(family.remote_too));
     // The former backend's late answer meets no flow.
     row.outside(&answer).untouched(PassReason::NoService);
+    row
+}
+
+/// S29: a stream from the server keeps the flow as well as the client's datagrams do.
+fn server_streams(family: &Family) -> Row {
+    let mut row = named("a UDP flow lives while its server sends", family);
+    let service = row.service(family.service(Proto::UDP).local(family.local).local(family.local_too));
+    row.ops(service.draining(&[1]));
+    let ask = udp(family.client, family.node_port);
+    let answer = udp(family.local, family.client);
+    let answered = answer.from(family.node_port);
+    row.outside(&ask).passes(PassReason::NewFlow, &ask.to(family.local));
+    row.egress(&answer).passes(PassReason::Reply, &answered);
+    row.outside(&ask).noting(Reason::Confirmed).passes(PassReason::Forward, &ask.to(family.local));
+    row.wait(100);
+    row.egress(&answer).passes(PassReason::Reply, &answered);
+    row.wait(100);
+    row.outside(&ask).passes(PassReason::Forward, &ask.to(family.local));
+    row.wait(200);
+    row.outside(&ask).passes(PassReason::NewFlow, &ask.to(family.local));
     row
 }
 
