@@ -9,8 +9,8 @@ use anyhow::{Context, Result};
 use aya::maps::{Array, Map, MapData, PerCpuArray};
 use lb_common::abi::{
     Addr, Affinity, AffinityKey, Backend, BackendFlags, BackendId, Device, Flow, FlowFlags, FlowKey,
-    Frontend, FrontendKey, NodeAddress, NodeConfig, Reason, ServiceCounters, ServiceId, TABLE_BLOCK, Table, Ticks,
-    map, timeout,
+    Frontend, FrontendKey, NodeAddress, NodeConfig, Reason, ServiceCounters, ServiceId, TABLE_BLOCK, Table,
+    Ticks, map, timeout,
 };
 use std::collections::BTreeMap;
 use std::os::fd::AsFd;
@@ -197,8 +197,7 @@ impl Datapath for Bpf {
     }
 
     fn attach(&mut self, links: &[LinkPlan], keep_unknown: bool) -> Vec<Hook> {
-        let _ = keep_unknown;
-        let mut hooks = self.loaded.attach_devices(links);
+        let mut hooks = self.loaded.attach_devices(links, keep_unknown);
         hooks.extend(self.loaded.attach_sockets());
         hooks
     }

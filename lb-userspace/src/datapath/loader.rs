@@ -231,8 +231,9 @@ impl Loaded {
         }
     }
 
-    /// Puts the packet programs on these devices and takes them off all others.
-    pub(super) fn attach_devices(&mut self, plan: &[LinkPlan]) -> Vec<Hook> {
+    /// Puts the packet programs on these devices and, unless `keep_unknown`, takes them off all
+    /// others.
+    pub(super) fn attach_devices(&mut self, plan: &[LinkPlan], keep_unknown: bool) -> Vec<Hook> {
         let mut hooks = Vec::new();
         let mut wanted = BTreeSet::new();
         for link in plan {
@@ -265,7 +266,9 @@ impl Loaded {
                 }
             }
         }
-        self.remove_other_links(&wanted, plan);
+        if !keep_unknown {
+            self.remove_other_links(&wanted, plan);
+        }
         hooks
     }
 
