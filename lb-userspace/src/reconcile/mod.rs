@@ -226,7 +226,7 @@ impl Reconciler {
         for key in &work {
             self.carry_out(key, now, &mut round);
         }
-        if self.leftovers {
+        if self.leftovers && !self.files_hide_objects() {
             self.retire_leftovers(&mut round);
         }
         if now >= self.next_sweep {
@@ -286,6 +286,12 @@ impl Reconciler {
             tracing::debug!(op = ?failure.op, error = %failure.error, "operation failed");
         }
         failed.is_empty()
+    }
+
+    /// Whether a manifest file is at fault: what it holds, or held before this agent started, is
+    /// then unknown, and may be whose leftovers are in the maps. It may be half-written.
+    fn files_hide_objects(&self) -> bool {
+        self.objects.source_problems.iter().any(|problem| problem.object.kind == Kind::File)
     }
 
     /// What was found in the maps and claimed by no Service in the first round (S80).

@@ -420,3 +420,23 @@ fn a_restart_without_the_api_server_stays_healthy() {
     rig.take(vec![Change::Replace(Kind::Node, Vec::new())]);
     assert!(!rig.board.snapshot().node_eligible);
 }
+
+#[test]
+fn leftovers_stay_while_a_file_is_at_fault() {
+    let kernel = kernel();
+    start(&kernel).take(web());
+    let mut rig = start(&kernel);
+    let file = Problem {
+        object: ObjectRef { kind: Kind::File, key: ObjectKey::new("", "a.yaml") },
+        field: String::new(),
+        reason: "ends too early".into(),
+    };
+    let mut half = lists(Vec::new(), Vec::new());
+    half.push(Change::Problems(vec![file]));
+    rig.take(half);
+    assert_eq!(rig.frontends().len(), 2);
+    assert!(rig.board.pending_for().is_zero());
+    rig.take(vec![Change::Problems(Vec::new())]);
+    rig.settle();
+    assert!(rig.frontends().is_empty());
+}
