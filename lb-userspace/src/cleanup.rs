@@ -16,6 +16,13 @@ pub fn run(bpffs: &Path, state_dir: &Path) -> anyhow::Result<()> {
             format!("an agent runs here (lock in {}): stop it first", state_dir.display())
         })?),
     };
+    // An agent with another state folder uses the same maps.
+    let _maps_lock = match bpffs.join("weir").is_dir() {
+        false => None,
+        true => Some(lock::try_acquire_maps(bpffs)?.with_context(|| {
+            format!("an agent runs here (lock on {}): stop it first", bpffs.join("weir").display())
+        })?),
+    };
     let removed = crate::datapath::loader::cleanup(bpffs)?;
     for link in &removed.links {
         println!("removed link {link}");

@@ -89,6 +89,7 @@ fn config(folder: &Folder, health: u16, metrics: u16) -> Config {
         "--log-level=off".into(),
         format!("--manifests={}", folder.0.join("manifests").display()),
         format!("--state-dir={}", folder.0.join("state").display()),
+        format!("--bpffs={}", folder.0.join("bpf").display()),
         format!("--healthz-listen=127.0.0.1:{health}"),
         format!("--metrics-listen=127.0.0.1:{metrics}"),
     ];

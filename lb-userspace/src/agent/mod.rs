@@ -91,6 +91,13 @@ pub async fn serve(
         lock = lock::acquire(&config.state_dir, standby) => lock?,
         () = &mut stop => return Ok(()),
     };
+    let _maps_lock = match &config.l4 {
+        None => None,
+        Some(l4) => tokio::select! {
+            lock = lock::acquire_maps(&l4.bpffs, standby) => Some(lock?),
+            () = &mut stop => return Ok(()),
+        },
+    };
     let datapath = tokio::task::spawn_blocking(open).await.context("the data path")??;
     let reconciler = Reconciler::new(Parts {
         node_name: config.node_name.clone(),
