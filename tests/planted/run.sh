@@ -9,17 +9,22 @@ set -eu
 checkout=$(cd "$(dirname "$0")/../.." && pwd)
 work=$(mktemp -d "${TMPDIR:-/tmp}/planted.XXXXXX")
 trap 'rm -rf "$work"' EXIT
+export RUST_BACKTRACE=0
 mkdir "$work/src"
 (cd "$checkout" && git ls-files -z | xargs -0 tar cf - --no-recursion) | tar xf - -C "$work/src"
 cd "$work/src"
 : "${CARGO_TARGET_DIR:=$work/target}"
 export CARGO_TARGET_DIR
 
+# Without debug information for what is built again and again.
+for package in lb-common lb-userspace tests; do
+    lean="${lean:-} --config profile.dev.package.$package.debug=0"
+done
+
+# shellcheck disable=SC2086 # words on purpose
 quick() {
-    cargo test --quiet --package lb-common --lib &&
-        cargo test --quiet --package tests --test packet -- --skip kernel_ --skip random &&
-        cargo test --quiet --package lb-userspace --lib datapath &&
-        cargo test --quiet --package tests --test golden
+    cargo test $lean --quiet --package lb-common --lib &&
+        cargo test $lean --quiet --package tests --test packet --test golden -- --skip kernel_ --skip random
 }
 
 echo "without a bug:"
