@@ -19,7 +19,8 @@ pub use select::{Choice, flow_hash, split};
 
 use crate::abi::{
     Addr, Affinity, AffinityKey, Backend, BackendId, Be16, Device, DropReason, Flow, FlowKey, Frontend,
-    FrontendKey, NodeAddress, NodeConfig, PassReason, Proto, Reason, ServiceId, Settings, Ticks,
+    FrontendFlags, FrontendKey, NodeAddress, NodeConfig, PassReason, Proto, Reason, ServiceId, Settings,
+    Ticks,
 };
 use crate::packet::{Answered, Packet, Parsed, parse, refuse};
 use bytemuck::{Pod, Zeroable};
@@ -262,18 +263,20 @@ pub fn lookup_frontend<T: Tables>(
     into: &mut Frontend,
 ) -> bool {
     let mut key = FrontendKey::new(*addr, port, proto);
-    if tables.frontend(&key, into) {
+    let found = tables.frontend(&key, into);
+    // A retired frontend is there for its open flows only and hides no node port.
+    if found && !into.flags.has(FrontendFlags::RETIRED) {
         return true;
     }
     if !tables.node().node_ports.contains(port) {
-        return false;
+        return found;
     }
     match tables.node_address(addr) {
         Some(NodeAddress { node_port: 1 }) => {
             key.addr = addr.family().any();
-            tables.frontend(&key, into)
+            tables.frontend(&key, into) || found
         }
-        _ => false,
+        _ => found,
     }
 }
 

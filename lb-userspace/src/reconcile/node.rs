@@ -38,7 +38,7 @@ impl PodWait {
             _ if listed => Self::Listed,
             Self::New if took_over => Self::Waiting(now + POD_PATIENCE),
             Self::Waiting(due) if now < due => self,
-            _ => Self::Unlisted,
+            Self::New | Self::Waiting(_) | Self::Unlisted | Self::Listed => Self::Unlisted,
         }
     }
 }

@@ -14,7 +14,13 @@ pub(super) fn rows() -> Vec<Row> {
             rows.push(no_endpoint(&family, proto));
         }
         rows.extend([node_port(&family), policy(&family), maglev(&family), second_device(&family)]);
-        rows.extend([tunnel(&family), tunnel_refused(&family), retired(&family), inside_remote(&family)]);
+        rows.extend([
+            tunnel(&family),
+            tunnel_refused(&family),
+            retired(&family),
+            retired_hides_nothing(&family),
+            inside_remote(&family),
+        ]);
         rows.push(both_ports(&family));
     }
     rows.extend([wildcard_is_no_address(), other_families(), unroutable(), stale_table()]);
@@ -235,6 +241,17 @@ fn retired(family: &Family) -> Row {
     flow.talk(&mut row);
     row.outside(&tcp(family.client_too, family.node_port, "S")).untouched(PassReason::NoService);
     row.inside(&tcp(family.pod, family.cluster_ip, "S")).untouched(PassReason::NoService);
+    row
+}
+
+/// H36: who once had a node's address and port as an external one holds up no node port.
+fn retired_hides_nothing(family: &Family) -> Row {
+    let mut row = named("a retired frontend on a node's address hides no node port", family);
+    let squatter = row.service(Service::new(Proto::TCP).external(family.node_port).local(family.local_too));
+    row.ops(squatter.retire());
+    row.service(family.service(Proto::TCP).local(family.local));
+    let syn = tcp(family.client, family.node_port, "S");
+    row.outside(&syn).passes(PassReason::NewFlow, &syn.to(family.local));
     row
 }
 
