@@ -24,5 +24,6 @@ pub mod model;
 pub mod node;
 pub mod plan;
 pub mod problem;
+pub mod proxy;
 pub mod reconcile;
 pub mod source;

@@ -16,6 +16,7 @@ mod endpoints;
 mod limits;
 mod options;
 mod policy;
+pub mod routes;
 mod service;
 #[cfg(test)]
 mod tests;

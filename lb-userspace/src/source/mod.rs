@@ -20,6 +20,7 @@ use lb_common::abi::Proto;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
+use zeroize::Zeroizing;
 
 pub mod dir;
 pub mod fill;
@@ -159,9 +160,116 @@ pub struct Pod {
     pub problems: Vec<FieldProblem>,
 }
 
+/// Which port of a Service an Ingress means.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum BackendPort {
+    Number(u16),
+    Name(String),
+}
+
+/// Where an Ingress sends requests to.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum IngressBackend {
+    /// `backend.service`: a Service of the Ingress' own namespace.
+    Service { name: String, port: BackendPort },
+    /// `backend.resource`, or neither, or both: cannot be served (I16). Says what it was.
+    Unsupported(String),
+}
+
+/// `pathType` of an Ingress path.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum PathType {
+    Exact,
+    Prefix,
+    ImplementationSpecific,
+}
+
+/// One entry of `rules[].http.paths`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct IngressPath {
+    /// As written; empty when absent (`ImplementationSpecific` alone may leave it out).
+    pub path: String,
+    pub path_type: PathType,
+    pub backend: IngressBackend,
+}
+
+/// One entry of `spec.rules`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct IngressRule {
+    /// As written; empty: every host that no rule names (I8).
+    pub host: String,
+    /// `None`: no `http`, so the host goes to the default backend (I8).
+    pub paths: Option<Vec<IngressPath>>,
+}
+
+/// One entry of `spec.tls`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct IngressTls {
+    pub hosts: Vec<String>,
+    /// `None`: the default certificate (I29).
+    pub secret: Option<String>,
+}
+
+/// An entry of `status.loadBalancer.ingress`: an address or a host name, in that order.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum StatusAddress {
+    Ip(IpAddr),
+    Hostname(String),
+}
+
+/// An Ingress.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Ingress {
+    pub key: ObjectKey,
+    /// `metadata.uid`: what Events refer to. Empty in manifests.
+    pub uid: String,
+    /// Seconds since the epoch; 0 when the object has no creation time (manifests).
+    pub created: i64,
+    pub class: Option<String>,
+    /// Annotation `kubernetes.io/ingress.class` (I3).
+    pub class_annotation: Option<String>,
+    pub default_backend: Option<IngressBackend>,
+    pub rules: Vec<IngressRule>,
+    pub tls: Vec<IngressTls>,
+    /// `status.loadBalancer.ingress`, as it stands (I69).
+    pub status: Vec<StatusAddress>,
+    pub problems: Vec<FieldProblem>,
+}
+
+/// An IngressClass.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct IngressClass {
+    pub name: String,
+    pub controller: String,
+    /// Annotation `ingressclass.kubernetes.io/is-default-class` (I2).
+    pub default: bool,
+}
+
+/// A Secret that an Ingress refers to. Nothing else of it is kept.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret {
+    pub key: ObjectKey,
+    /// `type`, such as `kubernetes.io/tls`.
+    pub kind: String,
+    /// `data["tls.crt"]`: PEM.
+    pub certificate: Option<Vec<u8>>,
+    /// `data["tls.key"]`: PEM.
+    pub private_key: Option<Zeroizing<Vec<u8>>>,
+}
+
+/// The key is in no output.
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Secret").field("key", &self.key).field("kind", &self.kind).finish_non_exhaustive()
+    }
+}
+
 /// An object in its compact form.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Object {
+    Ingress(Ingress),
+    IngressClass(IngressClass),
+    Secret(Secret),
     Service(Service),
     EndpointSlice(EndpointSlice),
     Node(Node),
@@ -198,6 +306,10 @@ pub struct Objects {
     pub slices_of: BTreeMap<ObjectKey, BTreeSet<ObjectKey>>,
     pub node: Option<Arc<Node>>,
     pub pods: BTreeMap<ObjectKey, Arc<Pod>>,
+    pub ingresses: BTreeMap<ObjectKey, Arc<Ingress>>,
+    /// By name.
+    pub ingress_classes: BTreeMap<String, Arc<IngressClass>>,
+    pub secrets: BTreeMap<ObjectKey, Arc<Secret>>,
     /// Kinds that have been listed in full at least once (S8).
     pub listed: BTreeSet<Kind>,
     pub source_problems: Vec<Problem>,
@@ -208,6 +320,10 @@ pub struct Objects {
 pub struct Touched {
     /// Services whose desired state may differ now.
     pub services: BTreeSet<ObjectKey>,
+    pub ingresses: BTreeSet<ObjectKey>,
+    pub secrets: BTreeSet<ObjectKey>,
+    /// An IngressClass changed: every Ingress may be ours now, or not any more.
+    pub ingress_classes: bool,
     /// Our Node changed: everything may differ.
     pub node: bool,
     /// Pods changed: links of pods may have come or gone.

@@ -4,7 +4,9 @@
 //! Services a change touches. An object that comes again unchanged touches nothing, so a relist
 //! (S8, S81) costs a comparison and not a round over the cluster.
 
-use super::{Change, EndpointSlice, Node, Object, Objects, Pod, Service, Touched};
+use super::{
+    Change, EndpointSlice, Ingress, IngressClass, Node, Object, Objects, Pod, Secret, Service, Touched,
+};
 use crate::problem::{Kind, ObjectKey, ObjectRef};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -17,6 +19,9 @@ impl Object {
             Self::EndpointSlice(slice) => (Kind::EndpointSlice, slice.key.clone()),
             Self::Node(node) => (Kind::Node, ObjectKey::new("", &node.name)),
             Self::Pod(pod) => (Kind::Pod, pod.key.clone()),
+            Self::Ingress(ingress) => (Kind::Ingress, ingress.key.clone()),
+            Self::IngressClass(class) => (Kind::IngressClass, ObjectKey::new("", &class.name)),
+            Self::Secret(secret) => (Kind::Secret, secret.key.clone()),
         };
         ObjectRef { kind, key }
     }
@@ -24,12 +29,20 @@ impl Object {
 
 impl Touched {
     pub fn is_empty(&self) -> bool {
-        self.services.is_empty() && !self.node && !self.pods
+        self.services.is_empty()
+            && self.ingresses.is_empty()
+            && self.secrets.is_empty()
+            && !self.ingress_classes
+            && !self.node
+            && !self.pods
     }
 
     /// Adds what another change touched: a round may follow several changes.
     pub fn merge(&mut self, other: Self) {
         self.services.extend(other.services);
+        self.ingresses.extend(other.ingresses);
+        self.secrets.extend(other.secrets);
+        self.ingress_classes |= other.ingress_classes;
         self.node |= other.node;
         self.pods |= other.pods;
     }
@@ -49,6 +62,15 @@ impl Objects {
         [Kind::Service, Kind::EndpointSlice, Kind::Node].iter().all(|kind| self.listed.contains(kind))
     }
 
+    /// Whether every kind that routes are decided from has been listed in full. Apart from
+    /// [`Self::ready_l4`]: a refused Ingress watch never stops Services. Secrets are not among
+    /// them, since which are read follows from the Ingresses.
+    pub fn ready_l7(&self) -> bool {
+        [Kind::Service, Kind::EndpointSlice, Kind::Ingress, Kind::IngressClass]
+            .iter()
+            .all(|kind| self.listed.contains(kind))
+    }
+
     /// Folds one change in and answers what it touches.
     pub fn apply(&mut self, change: Change) -> Touched {
         let mut touched = Touched::default();
@@ -57,6 +79,9 @@ impl Objects {
             Change::Upsert(Object::EndpointSlice(slice)) => self.put_slice(slice, &mut touched),
             Change::Upsert(Object::Node(node)) => self.put_node(node, &mut touched),
             Change::Upsert(Object::Pod(pod)) => self.put_pod(pod, &mut touched),
+            Change::Upsert(Object::Ingress(ingress)) => self.put_ingress(ingress, &mut touched),
+            Change::Upsert(Object::IngressClass(class)) => self.put_ingress_class(class, &mut touched),
+            Change::Upsert(Object::Secret(secret)) => self.put_secret(secret, &mut touched),
             Change::Delete(object) => self.delete(&object, &mut touched),
             Change::Replace(kind, objects) => self.replace(kind, objects, &mut touched),
             Change::Problems(problems) => self.source_problems = problems,
@@ -114,6 +139,30 @@ impl Objects {
         self.pods.insert(pod.key.clone(), Arc::new(pod));
     }
 
+    fn put_ingress(&mut self, ingress: Ingress, touched: &mut Touched) {
+        if self.ingresses.get(&ingress.key).is_some_and(|old| **old == ingress) {
+            return;
+        }
+        touched.ingresses.insert(ingress.key.clone());
+        self.ingresses.insert(ingress.key.clone(), Arc::new(ingress));
+    }
+
+    fn put_ingress_class(&mut self, class: IngressClass, touched: &mut Touched) {
+        if self.ingress_classes.get(&class.name).is_some_and(|old| **old == class) {
+            return;
+        }
+        touched.ingress_classes = true;
+        self.ingress_classes.insert(class.name.clone(), Arc::new(class));
+    }
+
+    fn put_secret(&mut self, secret: Secret, touched: &mut Touched) {
+        if self.secrets.get(&secret.key).is_some_and(|old| **old == secret) {
+            return;
+        }
+        touched.secrets.insert(secret.key.clone());
+        self.secrets.insert(secret.key.clone(), Arc::new(secret));
+    }
+
     fn delete(&mut self, object: &ObjectRef, touched: &mut Touched) {
         match object.kind {
             Kind::Service => {
@@ -133,13 +182,20 @@ impl Objects {
                 }
             }
             Kind::Pod => touched.pods |= self.pods.remove(&object.key).is_some(),
-            Kind::Namespace
-            | Kind::Ingress
-            | Kind::IngressClass
-            | Kind::Secret
-            | Kind::ConfigMap
-            | Kind::File
-            | Kind::Agent => {}
+            Kind::Ingress => {
+                if self.ingresses.remove(&object.key).is_some() {
+                    touched.ingresses.insert(object.key.clone());
+                }
+            }
+            Kind::IngressClass => {
+                touched.ingress_classes |= self.ingress_classes.remove(&object.key.name).is_some();
+            }
+            Kind::Secret => {
+                if self.secrets.remove(&object.key).is_some() {
+                    touched.secrets.insert(object.key.clone());
+                }
+            }
+            Kind::Namespace | Kind::ConfigMap | Kind::File | Kind::Agent => {}
         }
     }
 
@@ -169,13 +225,10 @@ impl Objects {
             Kind::EndpointSlice => of(&self.slices),
             Kind::Pod => of(&self.pods),
             Kind::Node => self.node.iter().map(|node| ObjectKey::new("", &node.name)).collect(),
-            Kind::Namespace
-            | Kind::Ingress
-            | Kind::IngressClass
-            | Kind::Secret
-            | Kind::ConfigMap
-            | Kind::File
-            | Kind::Agent => Vec::new(),
+            Kind::Ingress => of(&self.ingresses),
+            Kind::IngressClass => self.ingress_classes.keys().map(|name| ObjectKey::new("", name)).collect(),
+            Kind::Secret => of(&self.secrets),
+            Kind::Namespace | Kind::ConfigMap | Kind::File | Kind::Agent => Vec::new(),
         }
     }
 
