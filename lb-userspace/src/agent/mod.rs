@@ -73,8 +73,8 @@ pub async fn serve(
 ) -> anyhow::Result<()> {
     let mut stop = std::pin::pin!(stop);
     tracing::info!(version = env!("CARGO_PKG_VERSION"), node = config.node_name, "weir starts");
-    if config.l7.asked {
-        tracing::warn!("this version has no L7 half: --l7 on has no effect");
+    if config.l7.is_some() {
+        tracing::warn!("Ingress is not served yet: --l7 on has no effect");
     }
     for flag in parts::without_effect(&config) {
         tracing::warn!(flag, "this version accepts the flag and does nothing with it yet");

@@ -1,13 +1,16 @@
 //! The checked configuration, one sub-struct for each part of the agent.
 
-use super::run::{AutoOff, LogFormat, LogLevel, RunArgs, TcAttach, Xdp};
-use super::value::{Devices, NodePortAddresses};
+use super::run::{AccessLogFormat, AutoOff, LogFormat, LogLevel, RunArgs, TcAttach, Xdp};
+use super::value::{AccessLog, Devices, NodePortAddresses};
 use crate::model::ModelOptions;
+use crate::problem::ObjectKey;
+use crate::source::StatusAddress;
 use ipnet::IpNet;
 use lb_common::abi::PortRange;
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 pub(super) const STATE_DIR: &str = "/run/weir";
 pub(super) const ADMIN_SOCKET: &str = "/run/weir/admin.sock";
@@ -26,7 +29,8 @@ pub struct Config {
     pub model: ModelOptions,
     /// `None`: `--l4 off`.
     pub l4: Option<L4Config>,
-    pub l7: L7Config,
+    /// `None`: `--l7 off`.
+    pub l7: Option<L7Config>,
     pub http: HttpConfig,
     pub log: LogConfig,
 }
@@ -66,11 +70,39 @@ pub struct L4Config {
     pub bpf_log: LogLevel,
 }
 
-/// What the L7 half will be told; only `asked` has an effect yet.
+/// Which Ingresses are served, and how.
 #[derive(Clone, Debug)]
 pub struct L7Config {
-    /// `--l7 on` was given: worth a line in the log.
-    pub asked: bool,
+    pub http: Vec<SocketAddr>,
+    pub https: Vec<SocketAddr>,
+    /// Threads that serve requests.
+    pub workers: usize,
+    /// `spec.controller` of the IngressClasses that are ours (I1).
+    pub controllers: BTreeSet<String>,
+    pub watch_without_class: bool,
+    /// `None`: all namespaces (I5).
+    pub watch_namespace: Option<String>,
+    /// `None`: self-signed at start (I30).
+    pub default_certificate: Option<ObjectKey>,
+    pub publish: PublishConfig,
+    pub trusted_proxies: Vec<IpNet>,
+    /// Bytes; `None`: any (I57).
+    pub body_size: Option<u64>,
+    /// Services of type ExternalName are served (I22).
+    pub external_names: bool,
+    pub drain_timeout: Duration,
+    pub access_log: AccessLog,
+    pub access_log_format: AccessLogFormat,
+}
+
+/// What goes into `status.loadBalancer` of Ingresses (I69).
+#[derive(Clone, Debug)]
+pub struct PublishConfig {
+    /// Off for a shadow run beside another controller.
+    pub update: bool,
+    pub service: Option<ObjectKey>,
+    /// Beat the Service's; without both, the ready nodes' addresses.
+    pub addresses: Vec<StatusAddress>,
 }
 
 #[derive(Clone, Debug)]
@@ -104,6 +136,15 @@ impl Config {
             .filter(|url| !url.starts_with("https://") && !url.starts_with("http://"))
         {
             return Err(format!("--apiserver {server}: not a URL that begins with https:// or http://"));
+        }
+        if let Some(both) = args.http_listen.iter().find(|address| args.https_listen.contains(address))
+            && args.l7
+            && both.port() != 0
+        {
+            return Err(format!("--http-listen {both}: is an address of --https-listen too"));
+        }
+        if let Some(name) = args.ingress_controller.iter().find(|name| name.trim().is_empty()) {
+            return Err(format!("--ingress-controller {name:?}: empty"));
         }
         let node_name = match args
             .node_name
@@ -145,7 +186,26 @@ impl Config {
                 bpffs: args.bpffs,
                 bpf_log: args.bpf_log,
             }),
-            l7: L7Config { asked: args.l7 == Some(true) },
+            l7: args.l7.then(|| L7Config {
+                http: args.http_listen,
+                https: args.https_listen,
+                workers: args.proxy_workers.map_or_else(cores, usize::from),
+                controllers: args.ingress_controller.into_iter().collect(),
+                watch_without_class: args.watch_ingress_without_class,
+                watch_namespace: args.watch_namespace,
+                default_certificate: args.default_ssl_certificate,
+                publish: PublishConfig {
+                    update: args.update_status,
+                    service: args.publish_service,
+                    addresses: args.publish_status_address,
+                },
+                trusted_proxies: args.trusted_proxies.map(|cidrs| cidrs.0).unwrap_or_default(),
+                body_size: (args.proxy_body_size != 0).then_some(args.proxy_body_size),
+                external_names: args.external_names,
+                drain_timeout: args.drain_timeout,
+                access_log: args.access_log,
+                access_log_format: args.access_log_format,
+            }),
             http: HttpConfig {
                 healthz: args.healthz_listen,
                 metrics: args.metrics_listen,
@@ -155,6 +215,11 @@ impl Config {
             state_dir: args.state_dir,
         })
     }
+}
+
+/// As many as this process may use, its control group's quota included.
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
 }
 
 /// The kernel's name of this host, as the kubelet takes it.

@@ -8,8 +8,11 @@ mod file;
 mod run;
 pub mod value;
 
-pub use config::{ApiConfig, Config, HttpConfig, L4Config, L7Config, LogConfig, SourceConfig, SourceKind};
-pub use run::{LogFormat, LogLevel, Onoff, RunArgs, Xdp};
+pub use config::{
+    ApiConfig, Config, HttpConfig, L4Config, L7Config, LogConfig, PublishConfig, SourceConfig, SourceKind,
+};
+pub use run::{AccessLogFormat, LogFormat, LogLevel, Onoff, RunArgs, Xdp};
+pub use value::AccessLog;
 
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};

@@ -2,11 +2,12 @@
 
 use super::config;
 use super::value::{
-    Cidrs, Devices, NodePortAddresses, PortRanges, Ports, cidr, duration, external_ips, object_key, on_off,
-    port_range,
+    AccessLog, Cidrs, Devices, NodePortAddresses, PortRanges, Ports, cidr, duration, external_ips,
+    object_key, on_off, port_range, size, status_address,
 };
 use crate::model::ExternalIps;
 use crate::problem::ObjectKey;
+use crate::source::StatusAddress;
 use clap::{Args, ValueEnum};
 use ipnet::IpNet;
 use lb_common::abi::PortRange;
@@ -65,7 +66,7 @@ pub enum AutoOff {
 const SOURCE: &str = "Objects";
 const NODE: &str = "Node";
 const L4: &str = "Services (L4)";
-const L7: &str = "Ingress (L7), accepted for later: this version has no L7 half yet";
+const L7: &str = "Ingress (L7)";
 const ASKING: &str = "Health, metrics, admin";
 const LOGS: &str = "Logs";
 
@@ -148,9 +149,9 @@ pub struct RunArgs {
     #[arg(long, env = "WEIR_BPFFS", value_name = "PATH", default_value = config::BPFFS, help_heading = L4)]
     pub bpffs: PathBuf,
 
-    /// Serve Ingress [default: on, once there is something to serve it]
-    #[arg(long, env = "WEIR_L7", value_name = "on|off", value_parser = on_off, help_heading = L7)]
-    pub l7: Option<Onoff>,
+    /// Serve Ingress
+    #[arg(long, env = "WEIR_L7", value_name = "on|off", value_parser = on_off, default_value = "on", help_heading = L7)]
+    pub l7: Onoff,
     /// HTTP listener; repeatable
     #[arg(long, env = "WEIR_HTTP_LISTEN", value_name = "ADDR:PORT", value_delimiter = ',', default_value = "[::]:80", help_heading = L7)]
     pub http_listen: Vec<SocketAddr>,
@@ -176,20 +177,26 @@ pub struct RunArgs {
     #[arg(long, env = "WEIR_PUBLISH_SERVICE", value_name = "NS/NAME", value_parser = object_key, help_heading = L7)]
     pub publish_service: Option<ObjectKey>,
     /// Addresses that go into status.loadBalancer [default: those of ready nodes]
-    #[arg(long, env = "WEIR_PUBLISH_STATUS_ADDRESS", value_name = "IP|HOST,…", value_delimiter = ',', help_heading = L7)]
-    pub publish_status_address: Vec<String>,
+    #[arg(long, env = "WEIR_PUBLISH_STATUS_ADDRESS", value_name = "IP|HOST,…", value_parser = status_address, value_delimiter = ',', help_heading = L7)]
+    pub publish_status_address: Vec<StatusAddress>,
     /// Write status.loadBalancer
     #[arg(long, env = "WEIR_UPDATE_STATUS", value_name = "on|off", value_parser = on_off, default_value = "on", help_heading = L7)]
     pub update_status: Onoff,
     /// Senders whose forwarding headers are believed
     #[arg(long, env = "WEIR_TRUSTED_PROXIES", value_name = "CIDR,…", help_heading = L7)]
     pub trusted_proxies: Option<Cidrs>,
+    /// Largest body of a request, in bytes or with k, m or g; 0: any
+    #[arg(long, env = "WEIR_PROXY_BODY_SIZE", value_name = "SIZE", value_parser = size, default_value = "1m", help_heading = L7)]
+    pub proxy_body_size: u64,
+    /// Serve Services of type ExternalName: their names are looked up by this agent
+    #[arg(long, env = "WEIR_EXTERNAL_NAMES", value_name = "on|off", value_parser = on_off, default_value = "on", help_heading = L7)]
+    pub external_names: Onoff,
     /// Longest that open requests are waited for at the end
     #[arg(long, env = "WEIR_DRAIN_TIMEOUT", value_name = "TIME", value_parser = duration, default_value = "240s", help_heading = L7)]
     pub drain_timeout: Duration,
     /// Where requests are logged
     #[arg(long, env = "WEIR_ACCESS_LOG", value_name = "off|FILE|-", default_value = "-", help_heading = L7)]
-    pub access_log: String,
+    pub access_log: AccessLog,
     /// How requests are logged
     #[arg(long, env = "WEIR_ACCESS_LOG_FORMAT", value_name = "FORM", value_enum, default_value = "nginx", help_heading = L7)]
     pub access_log_format: AccessLogFormat,

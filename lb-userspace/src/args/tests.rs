@@ -46,8 +46,41 @@ fn defaults_are_those_of_the_contract() {
     assert_eq!(config.http.healthz.to_string(), "[::]:10256");
     assert_eq!(config.http.metrics.to_string(), "127.0.0.1:10249");
     assert_eq!(config.http.admin_socket.to_str(), Some("/run/weir/admin.sock"));
-    assert!(!config.l7.asked);
+    let l7 = config.l7.unwrap();
+    assert_eq!((l7.http[0].to_string(), l7.https[0].to_string()), ("[::]:80".into(), "[::]:443".into()));
+    assert!(l7.workers > 0 && l7.controllers.iter().eq(["weir.dev/ingress"]));
+    assert!(!l7.watch_without_class && l7.publish.update && l7.external_names);
+    assert_eq!((l7.body_size, l7.drain_timeout.as_secs()), (Some(1 << 20), 240));
+    assert_eq!((l7.access_log, l7.access_log_format), (AccessLog::Stdout, AccessLogFormat::Nginx));
+    assert_eq!((l7.watch_namespace, l7.default_certificate, l7.publish.service), (None, None, None));
     assert!(matches!(config.source.kind, SourceKind::Api(_)));
+}
+
+#[test]
+fn flags_of_ingress_are_heard() {
+    let config = config(&[
+        "--ingress-controller=weir.dev/ingress,k8s.io/ingress-nginx",
+        "--http-listen=127.0.0.1:8080",
+        "--http-listen=[::1]:8080",
+        "--proxy-workers=3",
+        "--proxy-body-size=0",
+        "--default-ssl-certificate=a/b",
+        "--publish-status-address=192.0.2.1,lb.example.com",
+        "--trusted-proxies=10.0.0.0/8",
+        "--access-log=/var/log/x",
+        "--access-log-format=json",
+        "--external-names=off",
+        "--drain-timeout=5m",
+    ]);
+    let l7 = config.unwrap().l7.unwrap();
+    assert!(l7.controllers.contains("k8s.io/ingress-nginx") && l7.controllers.len() == 2);
+    assert_eq!((l7.http.len(), l7.workers, l7.body_size), (2, 3, None));
+    assert_eq!(l7.default_certificate.unwrap().to_string(), "a/b");
+    assert_eq!(l7.publish.addresses.len(), 2);
+    assert_eq!(l7.trusted_proxies.len(), 1);
+    assert_eq!(l7.access_log, AccessLog::File("/var/log/x".into()));
+    assert_eq!(l7.access_log_format, AccessLogFormat::Json);
+    assert!(!l7.external_names && l7.drain_timeout.as_secs() == 300);
 }
 
 #[test]
@@ -64,7 +97,10 @@ fn booleans_take_on_off_true_false() {
         assert_eq!(config(&[&all]).unwrap().l4.unwrap().masquerade_all, on);
     }
     assert!(config(&["--masquerade-all"]).unwrap().l4.unwrap().masquerade_all);
-    assert!(config(&["--l7", "on"]).unwrap().l7.asked);
+    for (value, on) in [("on", true), ("off", false)] {
+        assert_eq!(config(&["--l7", value]).unwrap().l7.is_some(), on);
+    }
+    assert!(config(&["--watch-ingress-without-class"]).unwrap().l7.unwrap().watch_without_class);
 }
 
 #[test]
@@ -78,6 +114,12 @@ fn a_bad_value_names_flag_value_and_reason() {
         (&["--apiserver", "10.0.0.1"], &["--apiserver", "10.0.0.1", "https://"]),
         (&["--default-ssl-certificate", "x"], &["--default-ssl-certificate", "NAMESPACE/NAME"]),
         (&["--l4", "maybe"], &["--l4", "maybe", "neither on nor off"]),
+        (&["--publish-status-address", "a b"], &["--publish-status-address", "a b", "host name"]),
+        (&["--proxy-body-size", "1mb"], &["--proxy-body-size", "1mb", "unit of size"]),
+        (
+            &["--http-listen", "127.0.0.1:80", "--https-listen", "127.0.0.1:80"],
+            &["--http-listen", "127.0.0.1:80", "--https-listen"],
+        ),
         (&["--protected-ports", "22,x"], &["--protected-ports", "x", "not a port"]),
     ] {
         let error = config(args).unwrap_err();

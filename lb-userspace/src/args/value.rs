@@ -3,9 +3,11 @@
 //! Errors are sentences without the flag's name; clap puts flag and value in front.
 
 use crate::model::ExternalIps;
+use crate::source::StatusAddress;
 use ipnet::IpNet;
 use lb_common::abi::PortRange;
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -174,6 +176,60 @@ pub fn object_key(text: &str) -> Result<crate::problem::ObjectKey, String> {
     }
 }
 
+/// `1048576`, `1m`, `64k`, `2G`: bytes.
+pub fn size(text: &str) -> Result<u64, String> {
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let number: u64 = number.parse().map_err(|_| "not a size such as 1m".to_string())?;
+    let factor: u64 = match unit {
+        "" => 1,
+        "k" | "K" => 1 << 10,
+        "m" | "M" => 1 << 20,
+        "g" | "G" => 1 << 30,
+        _ => return Err(format!("\"{unit}\" is not a unit of size (k, m, g)")),
+    };
+    number.checked_mul(factor).ok_or_else(|| "larger than any body can be".into())
+}
+
+/// An address, or a host name, as `status.loadBalancer.ingress` holds it (I69).
+pub fn status_address(text: &str) -> Result<StatusAddress, String> {
+    let text = text.trim();
+    if let Ok(ip) = text.parse() {
+        return Ok(StatusAddress::Ip(ip));
+    }
+    let label = |label: &str| {
+        let inside = label.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+        (1..=63).contains(&label.len()) && inside && !label.starts_with('-') && !label.ends_with('-')
+    };
+    if text.len() <= 253 && text.split('.').all(label) {
+        Ok(StatusAddress::Hostname(text.to_string()))
+    } else {
+        Err("neither an IP address nor a host name".into())
+    }
+}
+
+/// Where requests are logged (`--access-log`).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum AccessLog {
+    Off,
+    /// `-`: standard output.
+    Stdout,
+    File(PathBuf),
+}
+
+impl FromStr for AccessLog {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "off" | "false" => Ok(Self::Off),
+            "-" => Ok(Self::Stdout),
+            "" => Err("empty; say off, - or a file".into()),
+            path => Ok(Self::File(path.into())),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     #![expect(clippy::unwrap_used, reason = "tests")]
@@ -207,6 +263,25 @@ mod tests {
             assert!(port_range(bad).is_err(), "{bad}");
         }
         assert!("1-2,3-4,5-6".parse::<PortRanges>().is_err());
+    }
+
+    #[test]
+    fn sizes_are_those_of_nginx() {
+        for (text, bytes) in [("0", 0), ("1m", 1 << 20), ("64K", 65_536), ("2g", 2 << 30), ("17", 17)] {
+            assert_eq!(size(text), Ok(bytes), "{text}");
+        }
+        for bad in ["", "m", "1mb", "-1", "99999999999999999999", "99999999999g"] {
+            assert!(size(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn status_addresses_are_addresses_or_names() {
+        assert_eq!(status_address("192.0.2.1"), Ok(StatusAddress::Ip("192.0.2.1".parse().unwrap())));
+        assert_eq!(status_address("lb.example.com"), Ok(StatusAddress::Hostname("lb.example.com".into())));
+        for bad in ["", "a b", "-a", "a..b", "192.0.2.1:80", "http://x"] {
+            assert!(status_address(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]
