@@ -19,7 +19,14 @@ fn node() -> NodeView {
 }
 
 fn tcp(name: &str, port: u16, node_port: u16) -> ServicePort {
-    ServicePort { name: name.into(), proto: Proto::TCP, port, node_port, app_protocol: None }
+    ServicePort {
+        name: name.into(),
+        proto: Proto::TCP,
+        port,
+        node_port,
+        target_port: None,
+        app_protocol: None,
+    }
 }
 
 fn service(name: &str, ip: &str) -> Service {
@@ -64,6 +71,7 @@ fn slice(name: &str, service: &str, endpoints: &[&str]) -> EndpointSlice {
     EndpointSlice {
         key: key(name),
         service: key(service),
+        managed: true,
         ports: vec![SlicePort { name: String::new(), proto: Proto::TCP, port: 8080 }],
         endpoints: endpoints.iter().map(|e| endpoint(e)).collect(),
         trigger_time: None,
@@ -526,6 +534,7 @@ fn any_port() -> impl Strategy<Value = ServicePort> {
             proto,
             port,
             node_port,
+            target_port: None,
             app_protocol: None,
         },
     )
@@ -597,6 +606,7 @@ fn any_slice() -> impl Strategy<Value = EndpointSlice> {
         .prop_map(|(key, service, ports, endpoints)| EndpointSlice {
             key,
             service,
+            managed: true,
             ports,
             endpoints,
             trigger_time: None,

@@ -133,6 +133,7 @@ fn service(name: &str, ip: &str) -> Object {
             proto: Proto::TCP,
             port: 80,
             node_port: 30080,
+            target_port: None,
             app_protocol: None,
         }],
         ..Service::default()
@@ -143,6 +144,7 @@ fn slice(name: &str, ips: &[&str]) -> Object {
     Object::EndpointSlice(EndpointSlice {
         key: key(&format!("{name}-1")),
         service: key(name),
+        managed: true,
         ports: vec![SlicePort { name: String::new(), proto: Proto::TCP, port: 8080 }],
         endpoints: ips
             .iter()

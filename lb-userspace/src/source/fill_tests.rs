@@ -323,6 +323,7 @@ fn written_slices_take_over_and_give_back() {
     let slice = EndpointSlice {
         key: key("by-hand"),
         service: key("web"),
+        managed: false,
         ports: vec![crate::source::SlicePort { name: String::new(), proto: Proto::TCP, port: 7 }],
         endpoints: Vec::new(),
         trigger_time: None,

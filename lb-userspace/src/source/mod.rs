@@ -65,6 +65,9 @@ pub struct ServicePort {
     pub port: u16,
     /// 0: none.
     pub node_port: u16,
+    /// `targetPort` where it is a number: what an ExternalName is asked on (I22). Endpoints have
+    /// their ports in their slices.
+    pub target_port: Option<u16>,
     pub app_protocol: Option<String>,
 }
 
@@ -85,6 +88,9 @@ pub struct Service {
     pub load_balancer_ips: Vec<IpAddr>,
     pub source_ranges: Vec<String>,
     pub external_name: Option<String>,
+    /// `spec.selector` is set: its endpoints are found by a controller, which removes what others
+    /// write in its name (H38).
+    pub selector: bool,
     pub ports: Vec<ServicePort>,
     pub internal_policy: TrafficPolicy,
     pub external_policy: TrafficPolicy,
@@ -125,6 +131,9 @@ pub struct EndpointSlice {
     pub key: ObjectKey,
     /// From label `kubernetes.io/service-name`, in the slice's namespace.
     pub service: ObjectKey,
+    /// Says of itself that the endpoint slice controller made it (H38). Anybody may write that:
+    /// it counts only for a Service with a selector.
+    pub managed: bool,
     pub ports: Vec<SlicePort>,
     pub endpoints: Vec<Endpoint>,
     /// Annotation `endpoints.kubernetes.io/last-change-trigger-time`, ns since the epoch (S59).

@@ -13,6 +13,7 @@ fn slice(name: &str, service: &str, version: i64) -> Object {
     Object::EndpointSlice(EndpointSlice {
         key: key(name),
         service: key(service),
+        managed: true,
         ports: Vec::new(),
         endpoints: Vec::new(),
         trigger_time: Some(version),

@@ -303,3 +303,31 @@ fn a_pod_gives_addresses_readiness_and_named_ports() {
         assert_eq!(of(finished, MissingReady::Ready).ips, ips(&[]), "{phase}");
     }
 }
+
+#[test]
+fn who_made_a_slice_and_what_a_service_selects_are_known() {
+    let slice = |labels: Value| {
+        let mut labels = labels;
+        labels["kubernetes.io/service-name"] = "web".into();
+        let metadata = json!({"name": "web-1", "namespace": "shop", "labels": labels});
+        slice_of(json!({"metadata": metadata, "addressType": "IPv4", "endpoints": []}))
+            .expect("a slice")
+            .managed
+    };
+    let by = "endpointslice.kubernetes.io/managed-by";
+    assert!(slice(json!({by: "endpointslice-controller.k8s.io"})));
+    assert!(!slice(json!({by: "endpointslicemirroring-controller.k8s.io"})));
+    assert!(!slice(json!({})));
+    let ports = json!([
+        {"name": "a", "port": 80, "targetPort": 8080},
+        {"name": "b", "port": 81, "targetPort": "http"},
+        {"name": "c", "port": 82},
+    ]);
+    let service = service_of(json!({"selector": {"app": "web"}, "ports": ports}));
+    assert_eq!(
+        service.ports.iter().map(|port| port.target_port).collect::<Vec<_>>(),
+        [Some(8080), None, None]
+    );
+    assert!(service.selector);
+    assert!(!service_of(json!({"selector": {}})).selector && !service_of(json!({})).selector);
+}

@@ -110,6 +110,7 @@ impl Workloads {
             EndpointSlice {
                 key: ObjectKey::new(&key.namespace, made_name(&key.name, draft.families[order], *number)),
                 service: key.clone(),
+                managed: true,
                 ports: ports
                     .into_iter()
                     .map(|(i, number)| SlicePort {

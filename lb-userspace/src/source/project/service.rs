@@ -4,6 +4,7 @@ use super::{Faults, PROXY_NAME_LABEL, family, family_name};
 use crate::problem::ObjectKey;
 use crate::source::{Service, ServicePort, ServiceType, TrafficPolicy};
 use k8s_openapi::api::core::v1 as api;
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use lb_common::abi::Family;
 use std::net::IpAddr;
 
@@ -32,6 +33,7 @@ pub fn service(from: &api::Service) -> Service {
         kind,
         foreign: meta.labels.as_ref().is_some_and(|labels| labels.contains_key(PROXY_NAME_LABEL)),
         headless,
+        selector: spec.selector.as_ref().is_some_and(|selector| !selector.is_empty()),
         external_name: spec.external_name.clone().filter(|_| kind == ServiceType::ExternalName),
         internal_policy: policy(
             "spec.internalTrafficPolicy",
@@ -134,7 +136,12 @@ fn ports(spec: &api::ServiceSpec, kind: ServiceType, faults: &mut Faults) -> Vec
                 }
             }
         };
-        ports.push(ServicePort { name, proto, port, node_port, app_protocol: from.app_protocol.clone() });
+        let target_port = match &from.target_port {
+            Some(IntOrString::Int(number)) => u16::try_from(*number).ok().filter(|number| *number != 0),
+            Some(IntOrString::String(_)) | None => None,
+        };
+        let app_protocol = from.app_protocol.clone();
+        ports.push(ServicePort { name, proto, port, node_port, target_port, app_protocol });
     }
     ports
 }

@@ -7,6 +7,9 @@ use k8s_openapi::api::discovery::v1 as api;
 use lb_common::abi::Family;
 use std::sync::Arc;
 
+/// Label that says who writes a slice, and what the endpoint slice controller says there.
+const MANAGED_BY_LABEL: &str = "endpointslice.kubernetes.io/managed-by";
+const SLICE_CONTROLLER: &str = "endpointslice-controller.k8s.io";
 const TRIGGER_TIME: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 
 /// Projects an EndpointSlice to its compact form.
@@ -41,6 +44,7 @@ pub fn slice(from: &api::EndpointSlice, names: &mut Names) -> Option<EndpointSli
     Some(EndpointSlice {
         key: ObjectKey::new(namespace, meta.name.as_deref().unwrap_or_default()),
         service: ObjectKey::new(namespace, service),
+        managed: labels.get(MANAGED_BY_LABEL).is_some_and(|by| by == SLICE_CONTROLLER),
         ports: ports(from, &mut faults),
         endpoints,
         trigger_time: trigger
