@@ -17,6 +17,7 @@ pub mod datapath;
 pub mod explain;
 pub mod health;
 mod http;
+pub mod link;
 pub mod lock;
 pub mod logs;
 pub mod metrics;

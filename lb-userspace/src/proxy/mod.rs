@@ -3,3 +3,5 @@
 //! It is fed with [routes](crate::model::routes) and listening sockets over a unix socket and
 //! knows nothing of Kubernetes or of BPF. Without privilege, it goes on serving what it was
 //! told last when the agent is gone.
+
+pub mod channel;
