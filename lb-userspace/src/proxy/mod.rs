@@ -5,3 +5,5 @@
 //! told last when the agent is gone.
 
 pub mod channel;
+pub mod judge;
+pub mod target;
