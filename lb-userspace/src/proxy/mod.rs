@@ -7,3 +7,4 @@
 pub mod channel;
 pub mod judge;
 pub mod target;
+pub mod tls;
