@@ -7,6 +7,9 @@
 //! answered in order, behind the good requests that were sent before it, and ends the
 //! connection. A body that goes wrong ends in a read error, and the ledger says why.
 
+pub mod frames;
+pub mod origin;
+
 use super::request::{Place, Requests};
 use super::{Reason, Verdict};
 use futures_util::task::AtomicWaker;

@@ -9,12 +9,17 @@
 //! are split, with bounded work and memory. [`io`] puts them around a connection.
 
 pub mod chunked;
+pub mod h2;
 pub mod io;
+mod lines;
 pub mod request;
+pub mod response;
 mod table;
 
 /// The longest head that is read: request line and fields with their line ends (H22, I57).
 pub const HEAD_LIMIT: usize = 32 * 1024;
+/// The longest head of an origin's answer, and of its interim answers together (H11).
+pub const ANSWER_HEAD_LIMIT: usize = 64 * 1024;
 /// The longest request target (H22, I57).
 pub const TARGET_LIMIT: usize = 8 * 1024;
 /// The most fields in one head: what hyper takes without being told otherwise (H22).

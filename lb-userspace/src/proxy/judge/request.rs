@@ -6,6 +6,7 @@
 //! wrong one is refused at once and a head that dribbles in costs no more than a whole one.
 
 use super::chunked::{Chunks, Progress, Side};
+use super::lines::Lines;
 use super::{FIELD_COUNT, Framing, HEAD_LIMIT, Reason, TARGET_LIMIT, Verdict, table};
 
 /// The longest method; the registry's longest has 17 letters.
@@ -17,10 +18,7 @@ const EMPTY_LINES: u8 = 2;
 #[derive(Clone, Debug)]
 pub struct Requests {
     state: State,
-    /// Bytes of the head that have been looked at.
-    scanned: usize,
-    /// Where the line that is not complete begins.
-    line: usize,
+    lines: Lines,
     head: Head,
     /// Heads that were let through.
     heads: u64,
@@ -69,7 +67,7 @@ pub enum Place {
 
 impl Default for Requests {
     fn default() -> Self {
-        Self { state: State::Begin(0), scanned: 0, line: 0, head: Head::default(), heads: 0 }
+        Self { state: State::Begin(0), lines: Lines::default(), head: Head::default(), heads: 0 }
     }
 }
 
@@ -142,7 +140,7 @@ impl Requests {
     #[must_use]
     pub const fn place(&self) -> Place {
         match self.state {
-            State::Begin(_) if self.scanned == 0 => Place::Between,
+            State::Begin(_) if self.lines.is_new() => Place::Between,
             State::Begin(_) | State::Fields => Place::Head,
             State::Length(_) | State::Chunked(_) => Place::Body,
             State::Asked => Place::Asked,
@@ -177,31 +175,23 @@ impl Requests {
 
     /// Looks at the lines of a head that are new; its length when it is whole and good.
     fn lines(&mut self, bytes: &[u8]) -> Result<Option<usize>, Reason> {
-        loop {
-            let fresh = bytes.get(self.scanned..).unwrap_or_default();
-            let Some(end) = memchr::memchr(b'\n', fresh) else {
-                self.scanned = bytes.len();
-                return self.check_unfinished(bytes);
-            };
-            let end = self.scanned + end + 1;
-            let line = bytes.get(self.line..end).unwrap_or_default();
+        while let Some((line, end)) = self.lines.next(bytes) {
             if end > HEAD_LIMIT {
                 return Err(self.too_long(line));
             }
-            (self.scanned, self.line) = (end, end);
             if self.take_line(line)? {
-                (self.scanned, self.line) = (0, 0);
-                let head = std::mem::take(&mut self.head);
-                self.state = head.finish()?;
+                self.lines = Lines::default();
+                self.state = std::mem::take(&mut self.head).finish()?;
                 self.heads += 1;
                 return Ok(Some(end));
             }
         }
+        self.check_unfinished(bytes)
     }
 
     /// A line whose end has not come can already be too long.
     fn check_unfinished(&self, bytes: &[u8]) -> Result<Option<usize>, Reason> {
-        let line = bytes.get(self.line..).unwrap_or_default();
+        let line = self.lines.rest(bytes);
         let in_request_line = matches!(self.state, State::Begin(_));
         if bytes.len() > HEAD_LIMIT || (in_request_line && line.len() > METHOD_LIMIT + TARGET_LIMIT + 12) {
             return Err(self.too_long(line));
@@ -216,32 +206,28 @@ impl Requests {
     }
 
     fn too_long(&self, line: &[u8]) -> Reason {
-        match self.state {
-            State::Begin(_) if line.len() > TARGET_LIMIT => Reason::TargetTooLong,
-            _ => Reason::HeadTooLong,
-        }
+        let target = matches!(self.state, State::Begin(_)) && line.len() > TARGET_LIMIT;
+        if target { Reason::TargetTooLong } else { Reason::HeadTooLong }
     }
 
     /// Takes a line with its end; true when it is the empty one that ends the head.
     fn take_line(&mut self, line: &[u8]) -> Result<bool, Reason> {
         let Some(line) = line.strip_suffix(b"\r\n") else { return Err(Reason::BareLf) };
-        match &mut self.state {
-            State::Begin(empty) if line.is_empty() => {
-                *empty += 1;
-                if *empty > EMPTY_LINES { Err(Reason::EmptyLines) } else { Ok(false) }
-            }
-            State::Begin(_) => {
+        if let State::Begin(empty) = &mut self.state {
+            if !line.is_empty() {
                 self.head.request_line(line)?;
                 self.state = State::Fields;
-                Ok(false)
+                return Ok(false);
             }
-            _ if line.is_empty() => Ok(true),
-            _ => {
-                let (name, value) = table::field(line)?;
-                self.head.field(name, value, line)?;
-                Ok(false)
-            }
+            *empty += 1;
+            return if *empty > EMPTY_LINES { Err(Reason::EmptyLines) } else { Ok(false) };
         }
+        if line.is_empty() {
+            return Ok(true);
+        }
+        let (name, value) = table::field(line)?;
+        self.head.field(name, value, line)?;
+        Ok(false)
     }
 }
 

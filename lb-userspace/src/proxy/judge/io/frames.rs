@@ -1,0 +1,162 @@
+//! The books of HTTP/2 frames, around a client's connection.
+//!
+//! A connection that has overdrawn its budget is ended by the library itself: in the place of
+//! the frame that was too much it gets [one that is always an error](BREAK), says GOAWAY and
+//! closes.
+
+use crate::proxy::judge::h2::{Abuse, Frames, Ruling};
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll, ready};
+use std::time::Instant;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// DATA on stream 0: a connection error of type PROTOCOL_ERROR (RFC 9113 6.1).
+const BREAK: [u8; 9] = [0; 9];
+
+/// Why a connection was ended, once it was.
+pub type Ended = Arc<OnceLock<Abuse>>;
+
+/// A client's HTTP/2 connection, with its frames counted in front of hyper.
+#[derive(Debug)]
+pub struct Counted<IO> {
+    io: IO,
+    since: Instant,
+    frames: Frames,
+    ended: Ended,
+    /// A frame's header that is not whole; 8 bytes at most, and what came with its rest.
+    held: Vec<u8>,
+    /// How much of `held` may be handed on.
+    good: usize,
+    /// Handed on of the frame that ends the connection.
+    broke: usize,
+}
+
+impl<IO> Counted<IO> {
+    pub fn new(io: IO) -> (Self, Ended) {
+        let ended = Ended::default();
+        let counted = Self {
+            io,
+            since: Instant::now(),
+            frames: Frames::default(),
+            ended: Arc::clone(&ended),
+            held: Vec::new(),
+            good: 0,
+            broke: 0,
+        };
+        (counted, ended)
+    }
+
+    pub const fn get_ref(&self) -> &IO {
+        &self.io
+    }
+
+    fn judge(&mut self, bytes: &[u8]) -> usize {
+        let (now, mut good) = (self.since.elapsed(), 0);
+        loop {
+            let rest = bytes.get(good..).unwrap_or_default();
+            if rest.is_empty() {
+                return good;
+            }
+            match self.frames.client(rest, now) {
+                Ruling::Pass(count) => good += count,
+                Ruling::More => return good,
+                Ruling::End(abuse) => {
+                    // A connection is ended once.
+                    let _first = self.ended.set(abuse);
+                    return good;
+                }
+            }
+        }
+    }
+}
+
+impl<IO: AsyncRead + Unpin> AsyncRead for Counted<IO> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        loop {
+            if buf.remaining() == 0 {
+                return Poll::Ready(Ok(()));
+            }
+            if this.good > 0 {
+                let count = this.good.min(buf.remaining());
+                buf.put_slice(this.held.get(..count).unwrap_or_default());
+                this.held.drain(..count);
+                this.good -= count;
+                return Poll::Ready(Ok(()));
+            }
+            if let Some(abuse) = this.ended.get() {
+                // A preface that is none is the library's own error; then nothing more.
+                let rest = BREAK.get(this.broke..).filter(|_| *abuse != Abuse::Preface).unwrap_or_default();
+                let count = rest.len().min(buf.remaining());
+                buf.put_slice(rest.get(..count).unwrap_or_default());
+                this.broke += count;
+                return Poll::Ready(Ok(()));
+            }
+            let before = buf.filled().len();
+            let whole = this.held.is_empty() && this.frames.unseen() >= buf.remaining();
+            ready!(Pin::new(&mut this.io).poll_read(cx, buf))?;
+            let fresh = buf.filled().get(before..).unwrap_or_default();
+            if fresh.is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+            if whole {
+                let count = fresh.len();
+                this.frames.passed_unseen(count);
+                return Poll::Ready(Ok(()));
+            }
+            if this.held.is_empty() {
+                let good = this.judge(fresh);
+                this.held.extend_from_slice(fresh.get(good..).unwrap_or_default());
+                buf.set_filled(before + good);
+                if good > 0 {
+                    return Poll::Ready(Ok(()));
+                }
+            } else {
+                this.held.extend_from_slice(fresh);
+                buf.set_filled(before);
+                let held = std::mem::take(&mut this.held);
+                this.good = this.judge(&held);
+                this.held = held;
+            }
+        }
+    }
+}
+
+impl<IO: AsyncWrite + Unpin> AsyncWrite for Counted<IO> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let count = ready!(Pin::new(&mut this.io).poll_write(cx, buf))?;
+        this.frames.server(buf.get(..count).unwrap_or_default());
+        Poll::Ready(Ok(count))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let count = ready!(Pin::new(&mut this.io).poll_write_vectored(cx, bufs))?;
+        let mut left = count;
+        for buf in bufs {
+            let here = left.min(buf.len());
+            this.frames.server(buf.get(..here).unwrap_or_default());
+            left -= here;
+        }
+        Poll::Ready(Ok(count))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
