@@ -4,7 +4,27 @@
 //! knows nothing of Kubernetes or of BPF. Without privilege, it goes on serving what it was
 //! told last when the agent is gone.
 
+pub mod balance;
+#[expect(dead_code, reason = "forwarding, which follows, uses the rest")]
+mod body;
 pub mod channel;
+#[expect(dead_code, reason = "forwarding, which follows, uses the rest")]
+mod conn;
+#[expect(dead_code, reason = "forwarding, which follows, uses the rest")]
+mod deadline;
+mod drain;
+pub mod engine;
+#[expect(dead_code, reason = "forwarding, which follows, uses the rest")]
+mod error;
+mod io;
 pub mod judge;
+mod listener;
+pub mod matcher;
+mod serve;
+mod session;
+pub mod settings;
+pub mod table;
 pub mod target;
 pub mod tls;
+#[expect(dead_code, reason = "forwarding, which follows, uses the rest")]
+mod worker;

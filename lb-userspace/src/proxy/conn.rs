@@ -1,0 +1,237 @@
+//! One client connection as its requests see it: who is there, and until when the client must
+//! do something.
+//!
+//! The deadlines of H24 are kept here. One is for what the client owes next (a first byte, the
+//! rest of a head, a body, the next request), one for a write that stands still. The
+//! connection's task looks at both each time it is polled.
+
+use crate::proxy::deadline::{Deadline, Deadlines};
+use crate::proxy::engine::Scheme;
+use crate::proxy::worker::Worker;
+use http::HeaderValue;
+use std::cell::{Cell, RefCell};
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::task::{Context, Waker};
+
+/// What the client owes next.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Phase {
+    /// The first byte of a request.
+    Idle,
+    /// The rest of a head.
+    Head,
+    /// Nothing, or a body, whose reader keeps the deadline.
+    Busy,
+    /// HTTP/2: any sign of life.
+    Frames,
+}
+
+/// Why a connection ends without having been asked to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Expiry {
+    /// Between requests: nobody is owed an answer.
+    Idle,
+    /// Within a head: 408.
+    Head,
+    /// A write stood still.
+    Write,
+    /// The drain is over.
+    End,
+}
+
+pub(super) struct Conn {
+    pub(super) worker: Rc<Worker>,
+    pub(super) peer: SocketAddr,
+    pub(super) local: SocketAddr,
+    pub(super) scheme: Scheme,
+    /// The peer's address as `X-Real-IP` has it.
+    pub(super) peer_text: HeaderValue,
+    /// Whether forwarded headers of the peer are believed.
+    pub(super) trusted: bool,
+    /// What the client owes; within a request's body it belongs to the body's reader.
+    pub(super) owed: Deadline,
+    write: Deadline,
+    write_stands: Cell<bool>,
+    phase: Cell<Phase>,
+    requests: Cell<u32>,
+    open: Cell<u32>,
+    draining: Cell<bool>,
+    ended: Cell<bool>,
+    waker: RefCell<Option<Waker>>,
+}
+
+/// Counts a request as open at its connection for as long as it lives.
+pub(super) struct Open(Rc<Conn>);
+
+impl Conn {
+    pub(super) fn new(worker: &Rc<Worker>, peer: SocketAddr, local: SocketAddr, scheme: Scheme) -> Rc<Self> {
+        let deadlines: &Rc<Deadlines> = &worker.deadlines;
+        let settings = &worker.shared.settings;
+        let address = peer.ip().to_canonical();
+        let conn = Self {
+            peer,
+            local,
+            scheme,
+            // An address is nothing but hex digits, dots and colons.
+            peer_text: HeaderValue::try_from(address.to_string())
+                .unwrap_or(HeaderValue::from_static("unknown")),
+            trusted: settings.trusts(address),
+            owed: deadlines.add(),
+            write: deadlines.add(),
+            write_stands: Cell::new(false),
+            phase: Cell::new(Phase::Idle),
+            requests: Cell::new(0),
+            open: Cell::new(0),
+            draining: Cell::new(worker.connections.is_draining()),
+            ended: Cell::new(false),
+            waker: RefCell::new(None),
+            worker: Rc::clone(worker),
+        };
+        conn.owed.set(settings.client.idle);
+        Rc::new(conn)
+    }
+
+    /// From now on, frames: any byte that moves is a sign of life.
+    pub(super) fn speaks_h2(&self) {
+        self.phase.set(Phase::Frames);
+        self.owed.set(self.worker.shared.settings.client.idle);
+    }
+
+    /// From now on, bytes of another protocol, with limits of their own.
+    pub(super) fn is_upgraded(&self) {
+        self.phase.set(Phase::Busy);
+        self.owed.clear();
+    }
+
+    pub(super) fn is_h2(&self) -> bool {
+        self.phase.get() == Phase::Frames
+    }
+
+    /// Bytes came.
+    pub(super) fn has_read(&self) {
+        match self.phase.get() {
+            Phase::Idle => {
+                self.phase.set(Phase::Head);
+                self.owed.set(self.worker.shared.settings.client.head);
+            }
+            Phase::Frames => self.owed.set(self.worker.shared.settings.client.idle),
+            Phase::Head | Phase::Busy => {}
+        }
+    }
+
+    /// Bytes went.
+    pub(super) fn has_written(&self) {
+        if self.write_stands.replace(false) {
+            self.write.clear();
+        }
+        if self.is_h2() {
+            self.owed.set(self.worker.shared.settings.client.idle);
+        }
+    }
+
+    /// Bytes should go and cannot.
+    pub(super) fn cannot_write(&self) {
+        if !self.write_stands.replace(true) {
+            self.write.set(self.worker.shared.settings.client.stall);
+        }
+    }
+
+    /// A request begins; it is over when the answer's last byte is handed on.
+    pub(super) fn begin(self: &Rc<Self>) -> Open {
+        self.requests.set(self.requests.get().saturating_add(1));
+        self.open.set(self.open.get() + 1);
+        if !self.is_h2() {
+            self.phase.set(Phase::Busy);
+            self.owed.clear();
+        }
+        Open(Rc::clone(self))
+    }
+
+    fn over(&self) {
+        self.open.set(self.open.get().saturating_sub(1));
+        match self.phase.get() {
+            Phase::Busy => {
+                self.phase.set(Phase::Idle);
+                self.owed.set(self.worker.shared.settings.client.idle);
+            }
+            Phase::Frames if self.requests_are_used_up() => self.wake(),
+            Phase::Idle | Phase::Head | Phase::Frames => {}
+        }
+    }
+
+    fn requests_are_used_up(&self) -> bool {
+        self.requests.get() >= self.worker.shared.settings.client.requests
+    }
+
+    /// Tells whether the connection should be given up by the client after this answer.
+    pub(super) fn is_last(&self) -> bool {
+        self.draining.get() || self.requests_are_used_up()
+    }
+
+    /// Asks for a graceful end.
+    pub(super) fn drain(&self) {
+        self.draining.set(true);
+        self.wake();
+    }
+
+    /// Ends it.
+    pub(super) fn end(&self) {
+        self.ended.set(true);
+        self.wake();
+    }
+
+    pub(super) fn has_ended(&self) -> bool {
+        self.ended.get()
+    }
+
+    /// Wakes the connection's task.
+    fn wake(&self) {
+        let waker = self.waker.borrow_mut().take();
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// Tells whether the connection is over. The task is woken when that may have changed.
+    pub(super) fn poll_expiry(&self, cx: &Context<'_>) -> Option<Expiry> {
+        if self.ended.get() {
+            return Some(Expiry::End);
+        }
+        {
+            let mut waker = self.waker.borrow_mut();
+            if !waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+                *waker = Some(cx.waker().clone());
+            }
+        }
+        if self.write.poll(cx) {
+            return Some(Expiry::Write);
+        }
+        if !self.owed.poll(cx) {
+            return None;
+        }
+        match self.phase.get() {
+            // The end of the last answer is still on its way: the client owes nothing yet.
+            Phase::Idle if self.write_stands.get() => {
+                self.owed.set(self.worker.shared.settings.client.idle);
+                let _ = self.owed.poll(cx);
+                None
+            }
+            Phase::Idle | Phase::Frames => Some(Expiry::Idle),
+            Phase::Head => Some(Expiry::Head),
+            Phase::Busy => None,
+        }
+    }
+}
+
+impl Open {
+    pub(super) fn conn(&self) -> &Rc<Conn> {
+        &self.0
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.over();
+    }
+}

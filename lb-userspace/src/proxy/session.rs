@@ -1,0 +1,201 @@
+//! One client connection from its first byte to its last.
+//!
+//! Finds out which protocol is spoken, hands the bytes to hyper, and watches the deadlines that
+//! hyper knows nothing of. All limits of HTTP/2 are set here by hand (I53, H15 to H20).
+
+use crate::proxy::conn::{Conn, Expiry};
+use crate::proxy::engine::Scheme;
+use crate::proxy::io::{ClientIo, Stream};
+use crate::proxy::serve;
+use crate::proxy::worker::Worker;
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use std::future::{Future, poll_fn};
+use std::net::SocketAddr;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::sync::atomic::Ordering;
+use std::task::Poll;
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::task::spawn_local;
+
+/// What HTTP/2 with prior knowledge begins with, RFC 9113 section 3.4.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// Bytes that are read at first, to find out which protocol is spoken.
+const FIRST_READ: usize = 4096;
+/// The most that hyper keeps of what it reads and what it is to write, HTTP/1.
+const HTTP1_BUFFER: usize = 64 * 1024;
+/// How long an HTTP/2 connection has to end after its GOAWAY for idleness.
+const GOODBYE: Duration = Duration::from_secs(2);
+/// How long what the client still sends is read and dropped after the last answer, and how
+/// much: closing at once would make its kernel drop that answer (RFC 9112 section 9.6).
+const LINGER: Duration = Duration::from_secs(2);
+const LINGER_BYTES: usize = 256 * 1024;
+
+const SLOW_HEAD: &[u8] =
+    b"HTTP/1.1 408 Request Timeout\r\nserver: weir\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+
+/// Keeps the connection in the worker's list.
+struct Listed {
+    conn: Rc<Conn>,
+    key: usize,
+}
+
+impl Listed {
+    fn new(conn: &Rc<Conn>) -> Self {
+        conn.worker.shared.connections.fetch_add(1, Ordering::Relaxed);
+        Self { conn: Rc::clone(conn), key: conn.worker.connections.add(conn) }
+    }
+}
+
+impl Drop for Listed {
+    fn drop(&mut self) {
+        self.conn.worker.shared.connections.fetch_sub(1, Ordering::Relaxed);
+        self.conn.worker.connections.remove(self.key);
+    }
+}
+
+/// Serves a connection that was just accepted.
+pub(super) async fn serve(worker: Rc<Worker>, tcp: TcpStream, peer: SocketAddr, scheme: Scheme) {
+    let Ok(local) = tcp.local_addr() else { return };
+    let conn = Conn::new(&worker, peer, local, scheme);
+    let _listed = Listed::new(&conn);
+    let mut io = ClientIo::new(Stream::Plain(tcp), Rc::clone(&conn));
+    match begins_with_preface(&mut io, &conn).await {
+        Some(true) => Box::pin(serve_http2(io, conn)).await,
+        Some(false) => Box::pin(serve_http1(io, conn)).await,
+        None => {}
+    }
+}
+
+/// Reads until it is known whether HTTP/2 is spoken. `None`: nothing came.
+///
+/// Nothing is allocated for a connection that stays silent but its own task.
+async fn begins_with_preface(io: &mut ClientIo, conn: &Conn) -> Option<bool> {
+    let mut first = Vec::new();
+    loop {
+        let read = {
+            let mut reading = pin!(read_some(io, &mut first));
+            poll_fn(|cx| match conn.poll_expiry(cx) {
+                Some(_) => Poll::Ready(None),
+                None => reading.as_mut().poll(cx).map(|read| read.ok()),
+            })
+            .await
+        };
+        let ended = matches!(read, None | Some(0));
+        let is_preface = first.starts_with(PREFACE);
+        let may_be = PREFACE.starts_with(&first);
+        if ended && (first.is_empty() || conn.has_ended()) {
+            return None;
+        }
+        if ended || is_preface || !may_be {
+            io.unread(first);
+            return Some(is_preface);
+        }
+    }
+}
+
+async fn read_some(io: &mut ClientIo, into: &mut Vec<u8>) -> std::io::Result<usize> {
+    io.readable().await?;
+    // The buffer is made when there is something to put into it.
+    into.reserve(FIRST_READ);
+    io.read_buf(into).await
+}
+
+async fn serve_http1(io: ClientIo, conn: Rc<Conn>) {
+    let service = {
+        let conn = Rc::clone(&conn);
+        service_fn(move |request| serve::serve(Rc::clone(&conn), request))
+    };
+    let mut http = http1::Builder::new()
+        .max_buf_size(HTTP1_BUFFER)
+        .header_read_timeout(None)
+        .serve_connection(TokioIo::new(io), service);
+    let end = poll_fn(|cx| {
+        // The deadlines last: bytes that came in time count.
+        if let Poll::Ready(result) = Pin::new(&mut http).poll(cx) {
+            return Poll::Ready(Ok(result));
+        }
+        conn.poll_expiry(cx).map_or(Poll::Pending, |expiry| Poll::Ready(Err(expiry)))
+    })
+    .await;
+    let mut io = http.into_parts().io.into_inner();
+    match end {
+        Ok(Ok(())) => linger(&mut io).await,
+        Err(Expiry::Head) => {
+            let _ = tokio::time::timeout(LINGER, io.write_all(SLOW_HEAD)).await;
+            let _ = io.shutdown().await;
+        }
+        Ok(Err(_)) | Err(Expiry::Idle | Expiry::Write | Expiry::End) => {}
+    }
+}
+
+/// Reads and drops what the client still sends, until it closes, within bounds.
+async fn linger(io: &mut ClientIo) {
+    let _ = tokio::time::timeout(LINGER, async {
+        let mut left = LINGER_BYTES;
+        let mut sink = vec![0; 4096];
+        while let Ok(count @ 1..) = io.read(&mut sink).await {
+            left = left.saturating_sub(count);
+            if left == 0 {
+                return;
+            }
+        }
+    })
+    .await;
+}
+
+/// Runs the streams of HTTP/2 connections in this thread.
+#[derive(Clone)]
+pub(super) struct Local;
+
+impl<F: Future<Output = ()> + 'static> hyper::rt::Executor<F> for Local {
+    fn execute(&self, future: F) {
+        spawn_local(future);
+    }
+}
+
+async fn serve_http2(io: ClientIo, conn: Rc<Conn>) {
+    conn.speaks_h2();
+    let service = {
+        let conn = Rc::clone(&conn);
+        service_fn(move |request| serve::serve(Rc::clone(&conn), request))
+    };
+    let mut http = pin!(
+        http2::Builder::new(Local)
+            .max_concurrent_streams(conn.worker.shared.settings.client.streams)
+            .initial_stream_window_size(64 * 1024)
+            .initial_connection_window_size(1024 * 1024)
+            .max_frame_size(16 * 1024)
+            .max_header_list_size(64 * 1024)
+            .max_send_buf_size(64 * 1024)
+            .max_pending_accept_reset_streams(20)
+            .max_local_error_reset_streams(100)
+            .serve_connection(TokioIo::new(io), service)
+    );
+    let mut leaving = false;
+    poll_fn(|cx| {
+        if conn.is_last() && !leaving {
+            leaving = true;
+            http.as_mut().graceful_shutdown();
+        }
+        if http.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(());
+        }
+        match conn.poll_expiry(cx) {
+            None => Poll::Pending,
+            Some(Expiry::Idle) if !leaving => {
+                leaving = true;
+                http.as_mut().graceful_shutdown();
+                conn.owed.set(GOODBYE);
+                cx.waker().wake_by_ref();
+                Poll::Pending
+            }
+            Some(_) => Poll::Ready(()),
+        }
+    })
+    .await;
+}
