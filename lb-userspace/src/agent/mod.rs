@@ -18,6 +18,7 @@ use crate::{health, lock, logs, node};
 use anyhow::Context;
 use hyper::body::Incoming;
 use hyper::{Request, StatusCode};
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -118,7 +119,8 @@ pub async fn serve(
     // Set once: this is the only place.
     let _first = handle.set(asks.clone());
     let syncs = Arc::<Syncs>::default();
-    parts::source(&mut tasks, &config, batch_sender, Arc::clone(&syncs))?;
+    let (_needed_secrets, secrets) = watch::channel(BTreeSet::new());
+    parts::source(&mut tasks, &config, batch_sender, secrets, Arc::clone(&syncs))?;
     let admin = Arc::new(Admin {
         node_name: config.node_name.clone(),
         l4: config.l4.is_some(),

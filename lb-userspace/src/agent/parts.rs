@@ -7,15 +7,18 @@ use crate::datapath::loader::{LoadOptions, XdpPolicy};
 use crate::datapath::sim::Sim;
 use crate::datapath::{Capacity, Datapath};
 use crate::node::Options;
+use crate::problem::ObjectKey;
 use crate::source::dir::{DirOptions, DirSource};
 use crate::source::fill::FillConfig;
-use crate::source::kube::{ClientOptions, KubeOptions, KubeSource};
+use crate::source::kube::{ClientOptions, IngressOptions, KubeOptions, KubeSource};
 use crate::source::{Batches, Syncs};
 use anyhow::Context;
 use ipnet::IpNet;
 use lb_common::abi::capacity;
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 /// The kernel's data path, or one in memory that no packet sees (`--l4 off`).
@@ -126,11 +129,12 @@ pub(super) fn service_cidrs(config: &Config) -> Vec<IpNet> {
     }
 }
 
-/// Starts the source.
+/// Starts the source. `secrets` says which Secrets are needed.
 pub(super) fn source(
     tasks: &mut JoinSet<()>,
     config: &Config,
     batches: Batches,
+    secrets: watch::Receiver<BTreeSet<ObjectKey>>,
     syncs: Arc<Syncs>,
 ) -> anyhow::Result<()> {
     match &config.source.kind {
@@ -149,7 +153,9 @@ pub(super) fn source(
                 state_dir: config.state_dir.clone(),
                 ..ClientOptions::default()
             };
-            let options = KubeOptions { client, node_name: config.node_name.clone() };
+            let ingress = config.l7.as_ref();
+            let ingress = ingress.map(|l7| IngressOptions { namespace: l7.watch_namespace.clone(), secrets });
+            let options = KubeOptions { client, node_name: config.node_name.clone(), ingress };
             tasks.spawn(KubeSource::new(options).run(batches, syncs));
         }
     }

@@ -23,7 +23,15 @@ mod watch;
 pub use text::Manifests;
 
 /// The kinds that a list is promised for.
-const KINDS: [Kind; 4] = [Kind::Service, Kind::EndpointSlice, Kind::Node, Kind::Pod];
+const KINDS: [Kind; 7] = [
+    Kind::Service,
+    Kind::EndpointSlice,
+    Kind::Node,
+    Kind::Pod,
+    Kind::Ingress,
+    Kind::IngressClass,
+    Kind::Secret,
+];
 
 /// What to read, and what to fill in from.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]

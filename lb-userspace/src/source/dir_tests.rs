@@ -80,8 +80,11 @@ fn a_folder_is_its_manifests_of_every_form() {
             &format!("apiVersion: v1\nkind: {kind}\nmetadata: {{name: x}}\n"),
         );
     }
-    for kind in ["Ingress", "IngressClass"] {
-        let text = format!("apiVersion: networking.k8s.io/v1\nkind: {kind}\nmetadata: {{name: x}}\n");
+    let kinds = [("Ingress", "rules: [{host: a.example}]"), ("IngressClass", "controller: weir.dev/ingress")];
+    for (kind, spec) in kinds {
+        let text = format!(
+            "apiVersion: networking.k8s.io/v1\nkind: {kind}\nmetadata: {{name: x}}\nspec: {{{spec}}}\n"
+        );
         bench.write(&format!("{kind}.yaml"), &text);
     }
     bench.write("readme.txt", "not: [a manifest");
@@ -94,8 +97,11 @@ fn a_folder_is_its_manifests_of_every_form() {
     assert!(bench.objects.node.is_some());
     assert_eq!(bench.objects.pods.len(), 1);
     assert_eq!(bench.objects.slices.len(), 1);
+    let x = ObjectKey::new("default", "x");
+    assert!(bench.objects.ingresses.contains_key(&x) && bench.objects.secrets.contains_key(&x));
+    assert!(bench.objects.ingress_classes.contains_key("x"));
     assert_eq!(bench.problems(), Vec::<String>::new());
-    assert!(bench.objects.ready_l4());
+    assert!(bench.objects.ready_l4() && bench.objects.ready_l7());
 }
 
 #[test]

@@ -8,7 +8,7 @@
 //! meanwhile. An address written into a manifest always wins.
 
 use super::project::Names;
-use super::{Change, EndpointSlice, Node, Object, Pod, Service};
+use super::{Change, EndpointSlice, Ingress, IngressClass, Node, Object, Pod, Secret, Service};
 use crate::problem::{Kind, ObjectKey, ObjectRef};
 use assign::{Assigner, Wish};
 use endpoints::Workloads;
@@ -47,6 +47,9 @@ pub enum Draft {
     EndpointSlice(EndpointSlice),
     Node(Node),
     Pod(Pod),
+    Ingress(Box<Ingress>),
+    IngressClass(IngressClass),
+    Secret(Secret),
     /// Read, and of no use here: an EndpointSlice that is none of ours (S1, S3).
     Unused,
 }
@@ -121,6 +124,13 @@ impl Fill {
                     changes.push(Change::Delete(reference));
                 }
                 (_, Some(Draft::Node(node))) => changes.push(Change::Upsert(Object::Node(node))),
+                (_, Some(Draft::Ingress(ingress))) => {
+                    changes.push(Change::Upsert(Object::Ingress(*ingress)));
+                }
+                (_, Some(Draft::IngressClass(class))) => {
+                    changes.push(Change::Upsert(Object::IngressClass(class)));
+                }
+                (_, Some(Draft::Secret(secret))) => changes.push(Change::Upsert(Object::Secret(secret))),
                 (_, Some(Draft::Unused) | None) => changes.push(Change::Delete(reference)),
             }
         }

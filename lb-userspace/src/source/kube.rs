@@ -1,6 +1,7 @@
 //! Objects from the API server, by watches.
 //!
-//! Each kind is watched on its own, so that one that is refused stops no other; an object is
+//! Each kind is watched on its own, so that one that is refused stops no other: without Ingresses
+//! Services go on. Secrets are read by name alone: see [`secrets`]. An object is
 //! projected the moment it arrives. A relist is collected and sent as one replacement, so that
 //! nothing shrinks while it runs (S8). When the server is away, what is known stays (S81) and
 //! another address is tried.
@@ -13,16 +14,21 @@ use ::kube::runtime::watcher;
 use ::kube::{Client, Resource, ResourceExt};
 use k8s_openapi::api::core::v1::{Node, Pod, Service};
 use k8s_openapi::api::discovery::v1 as discovery;
+use k8s_openapi::api::networking::v1 as networking;
 use memory::Memory;
-use std::collections::BTreeMap;
+use secrets::Secrets;
+use std::collections::{BTreeMap, BTreeSet};
+use std::future::pending;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
+use watch::Whole;
 
 mod connect;
 mod memory;
+mod secrets;
 mod watch;
 
 pub use connect::{ClientOptions, connect};
@@ -35,11 +41,22 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(3);
 const ASK_EVERY: Duration = Duration::from_secs(30);
 
 /// What to watch, and where.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct KubeOptions {
     pub client: ClientOptions,
     /// Our Node, and whose Pods are ours.
     pub node_name: String,
+    /// `None`: nothing that only L7 needs is watched.
+    pub ingress: Option<IngressOptions>,
+}
+
+/// What L7 needs.
+#[derive(Clone, Debug)]
+pub struct IngressOptions {
+    /// `--watch-namespace`: Ingresses of this namespace alone.
+    pub namespace: Option<String>,
+    /// The Secrets that are needed; no other one is read (H40).
+    pub secrets: tokio::sync::watch::Receiver<BTreeSet<ObjectKey>>,
 }
 
 /// The API server source.
@@ -64,68 +81,77 @@ impl KubeSource {
 
     async fn follow(&self, teller: &Teller) {
         let mut backoff = Backoff::default();
+        let mut secrets = Secrets::new(self.options.ingress.as_ref().map(|options| options.secrets.clone()));
         loop {
-            match connect::connect_to(&self.options.client).await {
+            let connected = tokio::select! {
+                connected = connect::connect_to(&self.options.client) => connected,
+                never = secrets.idle(teller) => match never {},
+            };
+            match connected {
                 Ok((client, address)) => {
                     tracing::info!(address, "connected to the API server");
                     teller.syncs.set_origin(address);
                     teller.tell("apiserver", None).await;
                     backoff.reset();
-                    self.watch_all(client, teller).await;
+                    self.watch_all(client, &mut secrets, teller).await;
                     tracing::warn!("the API server does not answer");
                 }
                 Err(error) => {
                     let reason = format!("no API server answers: {error:#}; what is known stays");
-                    for kind in [Kind::Service, Kind::EndpointSlice, Kind::Node, Kind::Pod] {
-                        teller.syncs.failed(kind, reason.clone());
+                    for kind in self.kinds() {
+                        teller.syncs.failed(*kind, reason.clone());
                     }
                     teller.tell("apiserver", Some(reason)).await;
-                    sleep(backoff.next()).await;
+                    tokio::select! {
+                        () = sleep(backoff.next()) => {}
+                        never = secrets.idle(teller) => match never {},
+                    }
                 }
             }
         }
     }
 
-    /// Watches every kind until the server is gone.
-    async fn watch_all(&self, client: Client, teller: &Teller) {
-        let node = &self.options.node_name;
+    /// The kinds that are always watched, and those for L7.
+    fn kinds(&self) -> &'static [Kind] {
+        const ALL: [Kind; 7] = [
+            Kind::Service,
+            Kind::EndpointSlice,
+            Kind::Node,
+            Kind::Pod,
+            Kind::Ingress,
+            Kind::IngressClass,
+            Kind::Secret,
+        ];
+        if self.options.ingress.is_some() { &ALL } else { &ALL[..4] }
+    }
+
+    /// Watches everything until the server is gone.
+    async fn watch_all(&self, client: Client, secrets: &mut Secrets, teller: &Teller) {
         let doubt = Notify::new();
         let watches = async {
             tokio::join!(
-                watch::watch(
-                    Kind::Service,
-                    Api::<Service>::all(client.clone()),
-                    // Another proxy's and headless ones are never even sent (S1).
-                    watcher::Config::default()
-                        .labels(&format!("!{}", project::PROXY_NAME_LABEL))
-                        .fields("spec.clusterIP!=None"),
-                    |service: Service| Ok(Object::Service(project::service(&service))),
-                    &doubt,
-                    teller,
-                ),
+                self.watch_services(client.clone(), &doubt, teller),
                 self.watch_slices(client.clone(), &doubt, teller),
-                watch::watch(
-                    Kind::Node,
-                    Api::<Node>::all(client.clone()),
-                    watcher::Config::default().fields(&format!("metadata.name={node}")),
-                    |node: Node| Ok(Object::Node(project::node(&node))),
-                    &doubt,
-                    teller,
-                ),
-                watch::watch(
-                    Kind::Pod,
-                    Api::<Pod>::all(client.clone()),
-                    watcher::Config::default().fields(&format!("spec.nodeName={node}")),
-                    |pod: Pod| Ok(Object::Pod(project::pod(&pod, MissingReady::NotReady))),
-                    &doubt,
-                    teller,
-                ),
+                self.watch_node(client.clone(), &doubt, teller),
+                self.watch_pods(client.clone(), &doubt, teller),
+                self.watch_ingresses(client.clone(), &doubt, teller),
+                self.watch_ingress_classes(client.clone(), &doubt, teller),
+                secrets.follow(&client, &doubt, teller),
             )
         };
         tokio::select! {
             _ = watches => {}
             () = until_dead(&client, &doubt) => {}
         }
+    }
+
+    async fn watch_services(&self, client: Client, doubt: &Notify, teller: &Teller) {
+        let project = |service: Service| Ok(Object::Service(project::service(&service)));
+        // Another proxy's and headless ones are never even sent (S1).
+        let config = watcher::Config::default()
+            .labels(&format!("!{}", project::PROXY_NAME_LABEL))
+            .fields("spec.clusterIP!=None");
+        watch::watch(Whole { kind: Kind::Service, project }, Api::all(client), config, doubt, teller).await;
     }
 
     async fn watch_slices(&self, client: Client, doubt: &Notify, teller: &Teller) {
@@ -135,15 +161,42 @@ impl KubeSource {
             // One that was ours and lost its label must be forgotten.
             None => Err(reference(Kind::EndpointSlice, &slice)),
         };
-        watch::watch(
-            Kind::EndpointSlice,
-            Api::<discovery::EndpointSlice>::all(client),
-            watcher::Config::default().labels(&format!("!{}", project::HEADLESS_LABEL)),
-            project,
-            doubt,
-            teller,
-        )
-        .await;
+        let config = watcher::Config::default().labels(&format!("!{}", project::HEADLESS_LABEL));
+        watch::watch(Whole { kind: Kind::EndpointSlice, project }, Api::all(client), config, doubt, teller)
+            .await;
+    }
+
+    async fn watch_node(&self, client: Client, doubt: &Notify, teller: &Teller) {
+        let project = |node: Node| Ok(Object::Node(project::node(&node)));
+        let config = watcher::Config::default().fields(&format!("metadata.name={}", self.options.node_name));
+        watch::watch(Whole { kind: Kind::Node, project }, Api::all(client), config, doubt, teller).await;
+    }
+
+    async fn watch_pods(&self, client: Client, doubt: &Notify, teller: &Teller) {
+        let project = |pod: Pod| Ok(Object::Pod(project::pod(&pod, MissingReady::NotReady)));
+        let config = watcher::Config::default().fields(&format!("spec.nodeName={}", self.options.node_name));
+        watch::watch(Whole { kind: Kind::Pod, project }, Api::all(client), config, doubt, teller).await;
+    }
+
+    async fn watch_ingresses(&self, client: Client, doubt: &Notify, teller: &Teller) {
+        let Some(options) = &self.options.ingress else { return pending().await };
+        let api: Api<networking::Ingress> = match &options.namespace {
+            Some(namespace) => Api::namespaced(client, namespace),
+            None => Api::all(client),
+        };
+        let project = |ingress| Ok(Object::Ingress(project::ingress(&ingress)));
+        let subject = Whole { kind: Kind::Ingress, project };
+        watch::watch(subject, api, watcher::Config::default(), doubt, teller).await;
+    }
+
+    async fn watch_ingress_classes(&self, client: Client, doubt: &Notify, teller: &Teller) {
+        if self.options.ingress.is_none() {
+            return pending().await;
+        }
+        let project =
+            |class: networking::IngressClass| Ok(Object::IngressClass(project::ingress_class(&class)));
+        let subject = Whole { kind: Kind::IngressClass, project };
+        watch::watch(subject, Api::all(client), watcher::Config::default(), doubt, teller).await;
     }
 }
 
@@ -245,3 +298,7 @@ fn jittered(time: Duration) -> Duration {
 #[cfg(test)]
 #[path = "kube_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "kube_l7_tests.rs"]
+mod l7_tests;

@@ -107,7 +107,7 @@ async fn kinds_are_watched_apart_through_the_first_server_that_answers() {
     };
     let (tx, mut rx) = tokio::sync::mpsc::channel(16);
     let syncs = Arc::new(Syncs::default());
-    let source = KubeSource::new(KubeOptions { client, node_name: "node-1".into() });
+    let source = KubeSource::new(KubeOptions { client, node_name: "node-1".into(), ingress: None });
     let running = tokio::spawn(source.run(tx, Arc::clone(&syncs)));
 
     let mut objects = Objects::new("node-1");

@@ -11,6 +11,9 @@
 //!   once. A changed file is one batch.
 //! - A source first sends a [`Change::Replace`] for each kind that it serves, empty ones too;
 //!   [`Objects::ready_l4`] tells when enough of them came.
+//! - Secrets are not listed by the API server source, but asked for by name: whoever decides
+//!   which are needed says so through a watch channel ([`kube::IngressOptions::secrets`]), and
+//!   [`Objects::secret`] tells a Secret that is missing from one that has not come yet.
 //! - `run` never gives up: what fails is told as [`Change::Problems`] and tried again. It returns
 //!   when the receiver is gone. Dropping the future stops it.
 //! - [`Syncs`] tells `weir status` how each kind stands; read it at any time.
@@ -181,7 +184,8 @@ pub enum BackendPort {
 pub enum IngressBackend {
     /// `backend.service`: a Service of the Ingress' own namespace.
     Service { name: String, port: BackendPort },
-    /// `backend.resource`, or neither, or both: cannot be served (I16). Says what it was.
+    /// `backend.resource`, or neither, or both, or what the API server would refuse: answers 503
+    /// (I16). Says why; the Ingress' `problems` say so too.
     Unsupported(String),
 }
 
@@ -232,6 +236,8 @@ pub struct Ingress {
     pub key: ObjectKey,
     /// `metadata.uid`: what Events refer to. Empty in manifests.
     pub uid: String,
+    /// `metadata.generation`: counts changes of the spec (I70). 0 in manifests.
+    pub generation: i64,
     /// Seconds since the epoch; 0 when the object has no creation time (manifests).
     pub created: i64,
     pub class: Option<String>,
@@ -290,8 +296,12 @@ pub enum Object {
 pub enum Change {
     /// Added or changed.
     Upsert(Object),
-    /// Deleted.
+    /// Deleted; of a Secret that was asked for by name: it is not there.
     Delete(ObjectRef),
+    /// A Secret that was asked for by name cannot be read, and why. One that is known stays.
+    Unreadable(ObjectRef, String),
+    /// A Secret that nobody asks for any more: nothing of it is kept (H30).
+    Forget(ObjectRef),
     /// All objects of a kind, after a first list or a relist: replaces whatever was known.
     Replace(Kind, Vec<Object>),
     /// The source's own problems, whole: an unreadable file, a refused watch.
@@ -318,10 +328,24 @@ pub struct Objects {
     pub ingresses: BTreeMap<ObjectKey, Arc<Ingress>>,
     /// By name.
     pub ingress_classes: BTreeMap<String, Arc<IngressClass>>,
+    /// Ask [`Objects::secret`]: what is not in here may just not have come yet.
     pub secrets: BTreeMap<ObjectKey, Arc<Secret>>,
+    /// Secrets that were asked for and are not to be had, and why.
+    pub missing_secrets: BTreeMap<ObjectKey, String>,
     /// Kinds that have been listed in full at least once (S8).
     pub listed: BTreeSet<Kind>,
     pub source_problems: Vec<Problem>,
+}
+
+/// What is known of a Secret.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SecretState<'a> {
+    Known(&'a Arc<Secret>),
+    /// The source answered that it is not to be had, and why: the default certificate takes its
+    /// place (I31).
+    Missing(&'a str),
+    /// No answer came yet: whatever was served before goes on being served.
+    Awaited,
 }
 
 /// What a change touches.
@@ -338,3 +362,6 @@ pub struct Touched {
     /// Pods changed: links of pods may have come or gone.
     pub pods: bool,
 }
+
+#[cfg(test)]
+mod dir_l7_tests;

@@ -5,11 +5,15 @@
 //! (S8, S81) costs a comparison and not a round over the cluster.
 
 use super::{
-    Change, EndpointSlice, Ingress, IngressClass, Node, Object, Objects, Pod, Secret, Service, Touched,
+    Change, EndpointSlice, Ingress, IngressClass, Node, Object, Objects, Pod, Secret, SecretState, Service,
+    Touched,
 };
 use crate::problem::{Kind, ObjectKey, ObjectRef};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+
+/// Why a Secret that was looked for is not known.
+const NO_SECRET: &str = "there is no such Secret of type kubernetes.io/tls";
 
 impl Object {
     /// Kind, namespace and name.
@@ -71,6 +75,16 @@ impl Objects {
             .all(|kind| self.listed.contains(kind))
     }
 
+    /// What is known of a Secret.
+    pub fn secret(&self, key: &ObjectKey) -> SecretState<'_> {
+        match (self.secrets.get(key), self.missing_secrets.get(key)) {
+            (Some(secret), _) => SecretState::Known(secret),
+            (None, Some(reason)) => SecretState::Missing(reason),
+            (None, None) if self.listed.contains(&Kind::Secret) => SecretState::Missing(NO_SECRET),
+            (None, None) => SecretState::Awaited,
+        }
+    }
+
     /// Folds one change in and answers what it touches.
     pub fn apply(&mut self, change: Change) -> Touched {
         let mut touched = Touched::default();
@@ -83,6 +97,17 @@ impl Objects {
             Change::Upsert(Object::IngressClass(class)) => self.put_ingress_class(class, &mut touched),
             Change::Upsert(Object::Secret(secret)) => self.put_secret(secret, &mut touched),
             Change::Delete(object) => self.delete(&object, &mut touched),
+            Change::Unreadable(object, reason) => {
+                if !self.secrets.contains_key(&object.key) {
+                    self.miss_secret(object.key, reason, &mut touched);
+                }
+            }
+            Change::Forget(object) => {
+                let known = self.secrets.remove(&object.key).is_some();
+                if self.missing_secrets.remove(&object.key).is_some() || known {
+                    touched.secrets.insert(object.key);
+                }
+            }
             Change::Replace(kind, objects) => self.replace(kind, objects, &mut touched),
             Change::Problems(problems) => self.source_problems = problems,
         }
@@ -160,7 +185,15 @@ impl Objects {
             return;
         }
         touched.secrets.insert(secret.key.clone());
+        self.missing_secrets.remove(&secret.key);
         self.secrets.insert(secret.key.clone(), Arc::new(secret));
+    }
+
+    fn miss_secret(&mut self, key: ObjectKey, reason: String, touched: &mut Touched) {
+        if self.missing_secrets.get(&key) != Some(&reason) {
+            touched.secrets.insert(key.clone());
+            self.missing_secrets.insert(key, reason);
+        }
     }
 
     fn delete(&mut self, object: &ObjectRef, touched: &mut Touched) {
@@ -193,6 +226,10 @@ impl Objects {
             Kind::Secret => {
                 if self.secrets.remove(&object.key).is_some() {
                     touched.secrets.insert(object.key.clone());
+                }
+                // Where all of them are listed, absence says it.
+                if !self.listed.contains(&Kind::Secret) {
+                    self.miss_secret(object.key.clone(), NO_SECRET.into(), touched);
                 }
             }
             Kind::Namespace | Kind::ConfigMap | Kind::File | Kind::Agent => {}

@@ -50,7 +50,7 @@ fn services(names: &[&str]) -> Touched {
 
 #[test]
 fn each_change_touches_exactly_what_it_may_alter() {
-    use Change::{Delete, Replace, Upsert};
+    use Change::{Replace, Upsert};
     let nothing = Touched::default();
     let only_node = Touched { node: true, ..Touched::default() };
     let only_pods = Touched { pods: true, ..Touched::default() };
@@ -93,7 +93,7 @@ fn each_change_touches_exactly_what_it_may_alter() {
         ("relist: s1 vanished", Replace(Kind::EndpointSlice, vec![slice("s2", "b", 1)]), services(&["a"])),
         ("nodes listed", Replace(Kind::Node, vec![node("x", ""), node("me", "z1")]), only_node.clone()),
         ("nodes without us", Replace(Kind::Node, vec![node("x", "")]), only_node),
-        ("a kind that is not kept", Delete(ObjectRef { kind: Kind::Secret, key: key("t") }), nothing.clone()),
+        ("a kind that is not kept", gone(Kind::ConfigMap, "t"), nothing.clone()),
         ("problems", Change::Problems(Vec::new()), nothing),
     ];
     let mut objects = Objects::new("me");
@@ -112,6 +112,106 @@ fn nothing_is_ready_before_each_kind_was_listed_even_if_empty() {
         objects.apply(Change::Replace(kind, Vec::new()));
     }
     assert!(objects.ready_l4());
+}
+
+fn secret(name: &str, certificate: &str) -> Object {
+    let certificate = Some(certificate.as_bytes().to_vec());
+    Object::Secret(Secret {
+        key: key(name),
+        kind: "kubernetes.io/tls".into(),
+        certificate,
+        private_key: None,
+    })
+}
+
+#[test]
+fn a_missing_secret_is_told_from_one_that_has_not_come_yet() {
+    let reference = |name: &str| ObjectRef { kind: Kind::Secret, key: key(name) };
+    let refused = |name: &str| Change::Unreadable(reference(name), "refused".into());
+    let touches = |is: bool| Touched {
+        secrets: if is { [key("a")].into() } else { BTreeSet::new() },
+        ..Touched::default()
+    };
+    // What is known after each step: a certificate, why there is none, or that it is awaited.
+    let steps: [(&str, Change, &str, bool); 12] = [
+        (
+            "it is not there",
+            gone(Kind::Secret, "a"),
+            "there is no such Secret of type kubernetes.io/tls",
+            true,
+        ),
+        ("still not", gone(Kind::Secret, "a"), "there is no such Secret of type kubernetes.io/tls", false),
+        ("it may not be read", refused("a"), "refused", true),
+        ("it comes", Change::Upsert(secret("a", "one")), "=one", true),
+        ("the same again", Change::Upsert(secret("a", "one")), "=one", false),
+        ("unreadable: the last one stays", refused("a"), "=one", false),
+        ("it changes", Change::Upsert(secret("a", "two")), "=two", true),
+        ("it goes", gone(Kind::Secret, "a"), "there is no such Secret of type kubernetes.io/tls", true),
+        ("nobody needs it", Change::Forget(reference("a")), "", true),
+        ("nobody ever did", Change::Forget(reference("a")), "", false),
+        ("it comes back", Change::Upsert(secret("a", "two")), "=two", true),
+        ("nobody needs it again", Change::Forget(reference("a")), "", true),
+    ];
+    let mut objects = Objects::new("me");
+    assert_eq!(objects.secret(&key("a")), SecretState::Awaited);
+    for (name, change, expected, touched) in steps {
+        assert_eq!(objects.apply(change), touches(touched), "{name}");
+        let state = match objects.secret(&key("a")) {
+            SecretState::Known(secret) => {
+                format!("={}", String::from_utf8_lossy(secret.certificate.as_deref().unwrap_or_default()))
+            }
+            SecretState::Missing(reason) => reason.to_owned(),
+            SecretState::Awaited => String::new(),
+        };
+        assert_eq!(state, expected, "{name}");
+    }
+    assert!(objects.secrets.is_empty() && objects.missing_secrets.is_empty(), "nothing is left of it");
+
+    // A source that lists all of them says by that which are missing.
+    objects.apply(Change::Replace(Kind::Secret, vec![secret("b", "x")]));
+    assert!(matches!(objects.secret(&key("a")), SecretState::Missing(_)));
+    objects.apply(gone(Kind::Secret, "b"));
+    assert!(matches!(objects.secret(&key("b")), SecretState::Missing(_)));
+    assert!(objects.missing_secrets.is_empty());
+}
+
+#[test]
+fn ingresses_and_classes_touch_routes_and_no_service() {
+    let ingress = |class: &str| Ingress { key: key("web"), class: Some(class.into()), ..Ingress::default() };
+    let class = |controller: &str| IngressClass {
+        name: "weir".into(),
+        controller: controller.into(),
+        default: false,
+    };
+    let (upsert, web) = (
+        |i| Change::Upsert(Object::Ingress(i)),
+        Touched { ingresses: [key("web")].into(), ..Touched::default() },
+    );
+    let mut objects = Objects::new("me");
+    assert_eq!(objects.apply(upsert(ingress("weir"))), web);
+    assert_eq!(objects.apply(upsert(ingress("weir"))), Touched::default());
+    assert_eq!(objects.apply(upsert(ingress("other"))), web);
+    assert_eq!(objects.apply(Change::Replace(Kind::Ingress, Vec::new())), web);
+    let classes = Touched { ingress_classes: true, ..Touched::default() };
+    let put = |controller| Change::Upsert(Object::IngressClass(class(controller)));
+    assert_eq!(objects.apply(put("a/b")), classes);
+    assert_eq!(objects.apply(put("a/b")), Touched::default());
+    assert_eq!(objects.apply(put("a/c")), classes);
+    let name = ObjectKey::new("", "weir");
+    assert_eq!(objects.apply(Change::Delete(ObjectRef { kind: Kind::IngressClass, key: name })), classes);
+}
+
+#[test]
+fn routes_wait_for_their_kinds_and_services_do_not_wait_for_them() {
+    let mut objects = Objects::new("me");
+    for kind in [Kind::Service, Kind::EndpointSlice, Kind::Node] {
+        objects.apply(Change::Replace(kind, Vec::new()));
+    }
+    assert!(objects.ready_l4() && !objects.ready_l7());
+    objects.apply(Change::Replace(Kind::Ingress, Vec::new()));
+    assert!(!objects.ready_l7());
+    objects.apply(Change::Replace(Kind::IngressClass, Vec::new()));
+    assert!(objects.ready_l7(), "Secrets are asked for by what the Ingresses say");
 }
 
 #[test]

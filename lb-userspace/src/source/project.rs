@@ -10,13 +10,20 @@ use std::collections::HashSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+mod ingress;
+mod ingress_class;
 mod node;
 mod pod;
+mod secret;
 mod service;
 mod slice;
+mod syntax;
 
+pub use ingress::ingress;
+pub use ingress_class::ingress_class;
 pub use node::node;
 pub use pod::{MissingReady, pod};
+pub use secret::{TLS_CERT, TLS_KEY, TLS_TYPE, secret};
 pub use service::{cluster_ip_texts, service};
 pub use slice::slice;
 
@@ -58,6 +65,13 @@ struct Faults(Vec<FieldProblem>);
 impl Faults {
     fn tell(&mut self, field: impl Into<String>, reason: impl Into<String>) {
         self.0.push(FieldProblem { field: field.into(), reason: reason.into() });
+    }
+
+    /// The beginning of a list that is longer than `most`.
+    fn first<'a, T>(&mut self, field: &str, list: &'a [T], most: usize) -> &'a [T] {
+        let Some(kept) = list.get(..most).filter(|kept| kept.len() < list.len()) else { return list };
+        self.tell(field, format!("it has {} entries; those after the first {most} are ignored", list.len()));
+        kept
     }
 
     /// An IP address as the API server reads it: strictly (no leading zeros, no zone) and never

@@ -331,3 +331,40 @@ fn who_made_a_slice_and_what_a_service_selects_are_known() {
     assert!(service.selector);
     assert!(!service_of(json!({"selector": {}})).selector && !service_of(json!({})).selector);
 }
+
+#[test]
+fn a_class_is_its_controller_and_whether_it_is_the_default() {
+    let of = |object: Value| ingress_class(&serde_json::from_value(object).expect("an IngressClass"));
+    let annotated = |value: &str| {
+        of(
+            json!({"metadata": {"name": "weir", "annotations": {"ingressclass.kubernetes.io/is-default-class": value}},
+            "spec": {"controller": "weir.dev/ingress", "parameters": {"kind": "X", "name": "y"}}}),
+        )
+    };
+    let class = annotated("true");
+    assert_eq!(
+        (class.name.as_str(), class.controller.as_str(), class.default),
+        ("weir", "weir.dev/ingress", true)
+    );
+    assert!(!annotated("false").default && !annotated("True").default);
+    assert!(!of(json!({"metadata": {"name": "a"}})).default);
+}
+
+#[test]
+fn of_a_secret_only_the_certificate_is_kept_and_nothing_is_shown() {
+    let of = |object: Value| secret(serde_json::from_value(object).expect("a Secret"));
+    let read = of(json!({"metadata": {"name": "tls-secret", "namespace": "n"}, "type": "kubernetes.io/tls",
+        "data": {"tls.crt": "Q0VSVA==", "tls.key": "S0VZ", "password": "aHVudGVyMg=="}}));
+    assert_eq!(read.key, crate::problem::ObjectKey::new("n", "tls-secret"));
+    assert_eq!((read.kind.as_str(), read.certificate.as_deref()), ("kubernetes.io/tls", Some(&b"CERT"[..])));
+    assert_eq!(read.private_key.as_ref().map(|key| key.as_slice()), Some(&b"KEY"[..]));
+    let shown = format!("{read:?}");
+    assert!(!shown.contains("75, 69, 89") && !shown.contains("KEY") && !shown.contains("CERT"), "{shown}");
+
+    let other = of(json!({"metadata": {"name": "a"}, "data": {"tls.crt": "Q0VSVA=="},
+        "stringData": {"tls.crt": "newer", "tls.key": "text"}}));
+    assert_eq!((other.kind.as_str(), other.certificate.as_deref()), ("Opaque", Some(&b"newer"[..])));
+    assert_eq!(other.private_key.as_ref().map(|key| key.as_slice()), Some(&b"text"[..]));
+    let empty = of(json!({"metadata": {"name": "a"}}));
+    assert_eq!((empty.certificate, empty.private_key), (None, None));
+}

@@ -9,11 +9,15 @@ use crate::source::fill::{Draft, FillConfig, ServiceDraft};
 use crate::source::project::{self, MissingReady, Names};
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
+use k8s_openapi::api::networking::v1 as networking;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 use std::borrow::Cow;
 use std::path::Path;
+
+/// The API server's bound on all values of a Secret together, in bytes.
+const LARGEST_SECRET: usize = 1024 * 1024;
 
 /// Where in a file something is. All numbers start at 1.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -140,10 +144,17 @@ impl<'a> Contents<'a> {
                 }
                 Err(error) => {
                     let at = error.location().map_or(1, |location| location.line() as usize).max(1);
+                    // An error may quote what it met, and a Secret is told nowhere.
+                    let is_secret = text.lines().any(|line| line.contains("Secret"));
+                    let reason = if is_secret {
+                        "is not YAML".into()
+                    } else {
+                        format!("is not YAML: {}", plain(&error))
+                    };
                     self.faults.push(Fault {
                         place: place.clone().line(first_line + at),
                         object: guess(text),
-                        reason: format!("is not YAML: {}", plain(&error)),
+                        reason,
                         hides: true,
                     });
                 }
@@ -181,9 +192,11 @@ impl<'a> Contents<'a> {
             ("v1", "Pod") => (Kind::Pod, namespace),
             ("v1", "Node") => (Kind::Node, String::new()),
             ("discovery.k8s.io/v1", "EndpointSlice") => (Kind::EndpointSlice, namespace),
-            // Read by the other layer.
-            ("v1", "Namespace" | "Secret" | "ConfigMap")
-            | ("networking.k8s.io/v1", "Ingress" | "IngressClass") => return,
+            ("v1", "Secret") => (Kind::Secret, namespace),
+            ("networking.k8s.io/v1", "Ingress") => (Kind::Ingress, namespace),
+            ("networking.k8s.io/v1", "IngressClass") => (Kind::IngressClass, String::new()),
+            // Part of many manifests, and of no use here.
+            ("v1", "Namespace" | "ConfigMap") => return,
             // Without a name it may be one of ours, cut off within its kind.
             _ => {
                 let reason = format!("kind {kind} of {version} is not read; the object is ignored");
@@ -303,13 +316,27 @@ impl Document<'_> {
                 Ok(Draft::Pod(project::pod(&pod, MissingReady::Ready)))
             }
             Kind::Node => Ok(Draft::Node(project::node(&self.typed()?))),
-            Kind::Namespace
-            | Kind::Ingress
-            | Kind::IngressClass
-            | Kind::Secret
-            | Kind::ConfigMap
-            | Kind::File
-            | Kind::Agent => Ok(Draft::Unused),
+            Kind::Ingress => {
+                let mut ingress: networking::Ingress = self.typed()?;
+                self.fill_meta(&mut ingress.metadata);
+                self.require_rules(&ingress)?;
+                Ok(Draft::Ingress(Box::new(project::ingress(&ingress))))
+            }
+            Kind::IngressClass => {
+                let class: networking::IngressClass = self.typed()?;
+                let controller = class.spec.as_ref().and_then(|spec| spec.controller.as_ref());
+                if controller.is_none_or(String::is_empty) {
+                    return Err(Box::new(self.fault("spec.controller: is missing".into())));
+                }
+                Ok(Draft::IngressClass(project::ingress_class(&class)))
+            }
+            Kind::Secret => {
+                let mut secret: core::Secret = self.typed()?;
+                self.fill_meta(&mut secret.metadata);
+                self.require_data(&secret)?;
+                Ok(Draft::Secret(project::secret(secret)))
+            }
+            Kind::Namespace | Kind::ConfigMap | Kind::File | Kind::Agent => Ok(Draft::Unused),
         }
     }
 
@@ -328,6 +355,39 @@ impl Document<'_> {
         if has_ports || exempt { Ok(()) } else { Err(Box::new(self.fault("spec.ports: is missing".into()))) }
     }
 
+    /// One that is cut off before its rules: as with a Service's ports.
+    fn require_rules(&self, ingress: &networking::Ingress) -> Result<(), Box<Fault>> {
+        let spec = ingress.spec.as_ref();
+        let has_rules = spec.and_then(|spec| spec.rules.as_ref()).is_some_and(|rules| !rules.is_empty());
+        if has_rules || spec.is_some_and(|spec| spec.default_backend.is_some()) {
+            return Ok(());
+        }
+        Err(Box::new(self.fault("spec.rules: is missing, and spec.defaultBackend too".into())))
+    }
+
+    /// Both parts of a certificate are there, empty or not, and all of it within the API
+    /// server's bound.
+    fn require_data(&self, secret: &core::Secret) -> Result<(), Box<Fault>> {
+        let fault = |reason: String| Err(Box::new(self.fault(reason)));
+        let sizes = secret.data.iter().flatten().map(|(_, value)| value.0.len());
+        let texts = secret.string_data.iter().flatten().map(|(_, value)| value.len());
+        if sizes.chain(texts).sum::<usize>() > LARGEST_SECRET {
+            return fault(format!("data: is more than {LARGEST_SECRET} bytes"));
+        }
+        if secret.type_.as_deref() == Some(project::TLS_TYPE) {
+            let has = |key: &str| {
+                secret.data.as_ref().is_some_and(|data| data.contains_key(key))
+                    || secret.string_data.as_ref().is_some_and(|data| data.contains_key(key))
+            };
+            for key in [project::TLS_CERT, project::TLS_KEY] {
+                if !has(key) {
+                    return fault(format!("data[{key}]: is missing"));
+                }
+            }
+        }
+        Ok(())
+    }
+
     fn typed<T: DeserializeOwned>(&self) -> Result<T, Box<Fault>> {
         serde_json::from_str(&self.json).map_err(|_| Box::new(self.explain::<T>()))
     }
@@ -338,7 +398,12 @@ impl Document<'_> {
         let (reason, line) = match serde_path_to_error::deserialize::<_, T>(reader) {
             Ok(_) => ("cannot be read".to_owned(), 1),
             Err(error) => {
-                (format!("{}: {}", error.path(), without_place(error.inner())), error.inner().line().max(1))
+                // What a Secret holds is told nowhere, and an error may quote it.
+                let reason = match self.object.kind == Kind::Secret {
+                    true => "cannot be read".to_owned(),
+                    false => without_place(error.inner()),
+                };
+                (format!("{}: {reason}", error.path()), error.inner().line().max(1))
             }
         };
         let mut fault = self.fault(reason);
@@ -406,6 +471,9 @@ fn guess(text: &str) -> Option<ObjectRef> {
         "EndpointSlice" => Kind::EndpointSlice,
         "Pod" => Kind::Pod,
         "Node" => Kind::Node,
+        "Ingress" => Kind::Ingress,
+        "IngressClass" => Kind::IngressClass,
+        "Secret" => Kind::Secret,
         _ => return None,
     };
     let mut meta = text.lines().skip_while(|line| scalar_key(line) != Some("metadata")).skip(1).peekable();
@@ -423,7 +491,7 @@ fn guess(text: &str) -> Option<ObjectRef> {
     }
     let name = name.filter(|name| !name.is_empty())?;
     let namespace = namespace.filter(|namespace| !namespace.is_empty()).unwrap_or("default");
-    let namespace = if kind == Kind::Node { "" } else { namespace };
+    let namespace = if matches!(kind, Kind::Node | Kind::IngressClass) { "" } else { namespace };
     Some(ObjectRef { kind, key: ObjectKey::new(namespace, name) })
 }
 

@@ -63,7 +63,11 @@ impl Memory {
                     noted = true;
                 }
                 Change::Delete(object) => noted |= self.slices.remove(&object.key).is_some(),
-                Change::Upsert(_) | Change::Replace(..) | Change::Problems(_) => {}
+                Change::Upsert(_)
+                | Change::Replace(..)
+                | Change::Unreadable(..)
+                | Change::Forget(_)
+                | Change::Problems(_) => {}
             }
         }
         if noted {

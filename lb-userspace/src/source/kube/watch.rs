@@ -1,8 +1,8 @@
-//! One kind's watch: what the server says, turned into changes.
+//! One watch: what the server says of its subject, turned into changes.
 
 use super::{Backoff, Teller, reference};
 use crate::problem::{Kind, ObjectRef};
-use crate::source::{Change, Object};
+use crate::source::{Batch, Change, Object};
 use ::kube::Api;
 use ::kube::runtime::watcher::{self, Event, watcher};
 use futures_util::StreamExt;
@@ -17,52 +17,101 @@ const BATCH: usize = 256;
 /// Failures in a row before one that may pass by itself is told as a problem.
 const PATIENCE: u32 = 3;
 
-/// Turns events into changes; a list is kept back until it is whole.
-struct Folder<P> {
-    kind: Kind,
-    project: P,
-    list: Vec<Object>,
-    batch: Vec<Change>,
+/// What a watch is of, and what its events mean.
+pub(super) trait Subject<K> {
+    fn kind(&self) -> Kind;
+
+    /// How problems name the watch.
+    fn part(&self) -> String {
+        format!("watch of {}", self.kind())
+    }
+
+    /// An object that came or changed, projected at once; `None` when it concerns nobody.
+    fn take(&mut self, object: K) -> Option<Change>;
+
+    /// An object that is gone.
+    fn lose(&mut self, object: &K) -> Option<Change>;
+
+    /// The whole list, as [`Self::take`] made it.
+    fn list(&mut self, list: Vec<Change>) -> Batch;
+
+    /// Reading does not work, and why: what follows from that beside the problem that is told.
+    fn fail(&mut self, reason: &str) -> Batch;
 }
 
-impl<P> Folder<P> {
-    /// Takes one event. An object that is none of ours (`Err` of the projection) is deleted,
-    /// since it may have been ours before.
+/// All objects of a kind.
+pub(super) struct Whole<P> {
+    pub(super) kind: Kind,
+    /// Answers the compact form, or which object is none of ours: it may have been before.
+    pub(super) project: P,
+}
+
+impl<K, P> Subject<K> for Whole<P>
+where
+    K: ::kube::Resource,
+    P: FnMut(K) -> Result<Object, ObjectRef>,
+{
+    fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    fn take(&mut self, object: K) -> Option<Change> {
+        Some((self.project)(object).map_or_else(Change::Delete, Change::Upsert))
+    }
+
+    fn lose(&mut self, object: &K) -> Option<Change> {
+        Some(Change::Delete(reference(self.kind, object)))
+    }
+
+    fn list(&mut self, list: Vec<Change>) -> Batch {
+        let object = |change| if let Change::Upsert(object) = change { Some(object) } else { None };
+        vec![Change::Replace(self.kind, list.into_iter().filter_map(object).collect())]
+    }
+
+    fn fail(&mut self, _reason: &str) -> Batch {
+        Batch::new()
+    }
+}
+
+/// Turns events into changes; a list is kept back until it is whole.
+struct Folder<S> {
+    subject: S,
+    list: Vec<Change>,
+    batch: Batch,
+}
+
+impl<S> Folder<S> {
     fn take<K>(&mut self, event: Event<K>)
     where
-        K: ::kube::Resource,
-        P: FnMut(K) -> Result<Object, ObjectRef>,
+        S: Subject<K>,
     {
         match event {
             Event::Init => self.list = Vec::new(),
-            Event::InitApply(object) => self.list.extend((self.project)(object)),
+            Event::InitApply(object) => self.list.extend(self.subject.take(object)),
             Event::InitDone => {
                 // What came before the relist is in it already.
-                self.batch = vec![Change::Replace(self.kind, std::mem::take(&mut self.list))];
+                self.batch = self.subject.list(std::mem::take(&mut self.list));
             }
-            Event::Apply(object) => self.batch.push(match (self.project)(object) {
-                Ok(object) => Change::Upsert(object),
-                Err(gone) => Change::Delete(gone),
-            }),
-            Event::Delete(object) => self.batch.push(Change::Delete(reference(self.kind, &object))),
+            Event::Apply(object) => self.batch.extend(self.subject.take(object)),
+            Event::Delete(object) => self.batch.extend(self.subject.lose(&object)),
         }
     }
 }
 
-/// Watches one kind for ever.
-pub(super) async fn watch<K, P>(
-    kind: Kind,
+/// Watches one subject for ever.
+pub(super) async fn watch<K, S>(
+    subject: S,
     api: Api<K>,
     config: watcher::Config,
-    project: P,
     doubt: &Notify,
     teller: &Teller,
 ) where
     K: ::kube::Resource + Clone + Debug + DeserializeOwned + Send + 'static,
-    P: FnMut(K) -> Result<Object, ObjectRef>,
+    S: Subject<K>,
 {
-    let part = format!("watch of {kind}");
-    let mut folder = Folder { kind, project, list: Vec::new(), batch: Vec::new() };
+    let kind = subject.kind();
+    let part = subject.part();
+    let mut folder = Folder { subject, list: Vec::new(), batch: Batch::new() };
     let mut backoff = Backoff::default();
     let mut events = pin!(watcher(api, config).ready_chunks(BATCH));
     while let Some(chunk) = events.next().await {
@@ -82,8 +131,8 @@ pub(super) async fn watch<K, P>(
                 Err(error) => failure = Some(error),
             }
         }
-        if !folder.batch.is_empty() {
-            let batch = std::mem::take(&mut folder.batch);
+        let batch = std::mem::take(&mut folder.batch);
+        if listed || !batch.is_empty() {
             teller.note(kind, &batch);
             if listed {
                 teller.syncs.listed(kind)
@@ -99,6 +148,10 @@ pub(super) async fn watch<K, P>(
         tracing::debug!(%kind, error = reason, "watch");
         teller.syncs.failed(kind, reason.clone());
         if is_refusal(&error) || backoff.failures >= PATIENCE {
+            // A server that is away is no answer.
+            if status(&error).is_some() {
+                teller.send(folder.subject.fail(&reason)).await;
+            }
             teller.tell(&part, Some(reason)).await;
         }
         if !is_refusal(&error) {
