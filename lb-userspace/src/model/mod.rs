@@ -13,6 +13,7 @@ use std::net::IpAddr;
 
 mod claims;
 mod endpoints;
+pub mod l7;
 mod limits;
 mod options;
 mod policy;

@@ -1,0 +1,520 @@
+//! What L7 should serve, decided from objects alone.
+//!
+//! Ingresses that are ours ask for paths on hosts and for certificates for names
+//! ([`claim`]); what several ask for goes to the first in line ([`merge`]); Services give
+//! endpoints ([`pools`]), Secrets certificates ([`tls`]). [`L7Model`] keeps all answers,
+//! recomputes those that a change touches, and says how the routes differ: an endpoint that
+//! changes costs its pools, and no route. The same objects always give the same routes,
+//! whatever the way there. Time, looked-up names and addresses of nodes are arguments.
+
+use super::routes::{Certificate, HostPattern, Pool, PoolKey, Routes, Update, VirtualHost};
+use crate::problem::{Kind, ObjectKey, ObjectRef, Problem, bounded};
+use crate::source::{BackendPort, Objects, SecretState, Touched};
+use claim::{Claims, Found, Rank};
+use ipnet::IpNet;
+use ownership::Classes;
+use pools::{Guard, Offer};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+mod claim;
+mod merge;
+mod ownership;
+mod pools;
+#[cfg(test)]
+mod tests;
+mod tls;
+
+/// Looked-up names of ExternalName Services (lower case, no trailing dot): their addresses, or
+/// why there are none. One that is absent is not looked up yet.
+pub type Names = BTreeMap<String, Result<Vec<IpAddr>, String>>;
+
+/// What the operator decides, fixed for the life of the agent.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct L7Options {
+    /// `--ingress-controller` (I1).
+    pub controllers: BTreeSet<String>,
+    /// `--watch-ingress-without-class` (I2).
+    pub without_class: bool,
+    /// Objects come from manifests: nobody filled in a default class.
+    pub manifests: bool,
+    /// `--watch-namespace` (I5).
+    pub namespace: Option<String>,
+    /// `--default-ssl-certificate` (I30).
+    pub default_certificate: Option<ObjectKey>,
+    /// `--external-names` (I22).
+    pub external_names: bool,
+    /// `--allow-endpoint-cidr`: lifts H38.
+    pub allow_endpoint_cidrs: Vec<IpNet>,
+}
+
+/// What may change besides the objects.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct L7Input {
+    /// Seconds since the epoch.
+    pub now: i64,
+    /// Addresses of nodes, as far as they are known (H38).
+    pub node_addresses: BTreeSet<IpAddr>,
+    pub names: Arc<Names>,
+    /// Served where there is no other (I30).
+    pub self_signed: Option<Arc<Certificate>>,
+}
+
+/// Name of the self-signed certificate: no Secret has it.
+fn self_signed_key() -> ObjectKey {
+    ObjectKey::new("", "self-signed")
+}
+
+/// A Secret that somebody refers to.
+#[derive(Debug)]
+enum Held {
+    Awaited,
+    Bad(String),
+    Read {
+        certificate: Arc<Certificate>,
+        /// Why it is not served at the time of the last round, if so.
+        untimely: Option<&'static str>,
+    },
+}
+
+/// The answers so far, and who depends on what.
+#[derive(Debug, Default)]
+pub struct L7Model {
+    options: L7Options,
+    input: L7Input,
+    /// `None` before the first round.
+    classes: Option<Classes>,
+    guard: Guard,
+    claims: BTreeMap<ObjectKey, Claims>,
+    /// Who asks for what, in order of precedence.
+    on_host: BTreeMap<HostPattern, BTreeSet<Rank>>,
+    on_name: BTreeMap<HostPattern, BTreeSet<Rank>>,
+    /// Ingresses by the Service, and by the Secret, that they refer to.
+    service_users: BTreeMap<ObjectKey, BTreeSet<ObjectKey>>,
+    secret_users: BTreeMap<ObjectKey, BTreeSet<ObjectKey>>,
+    offers: BTreeMap<ObjectKey, Offer>,
+    held: BTreeMap<ObjectKey, Held>,
+    /// When a certificate may have to be judged again.
+    next_time: Option<i64>,
+    host_problems: BTreeMap<HostPattern, Vec<Problem>>,
+    name_problems: BTreeMap<HostPattern, Vec<Problem>>,
+    default_problem: Option<Problem>,
+    /// The certificate for names without one.
+    default: Option<ObjectKey>,
+    routes: Routes,
+}
+
+/// What is to be recomputed.
+#[derive(Default)]
+struct Dirty {
+    hosts: BTreeSet<HostPattern>,
+    names: BTreeSet<HostPattern>,
+    services: BTreeSet<ObjectKey>,
+    secrets: BTreeSet<ObjectKey>,
+}
+
+impl L7Model {
+    pub fn new(options: L7Options) -> Self {
+        Self { options, ..Self::default() }
+    }
+
+    /// Recomputes what is touched and returns how the routes differ, in an order in which what
+    /// is pointed to is there before and goes after.
+    ///
+    /// `touched` is what changed in `objects` since the last call; what changed in `input` is
+    /// found here.
+    pub fn update(&mut self, objects: &Objects, input: &L7Input, touched: &Touched) -> Vec<Update> {
+        let mut dirty = Dirty::default();
+        let mut ingresses = touched.ingresses.clone();
+        self.take_input(objects, input, touched, &mut dirty);
+        let first = self.classes.is_none();
+        if first || touched.ingress_classes {
+            let classes = Classes::of(objects, &self.options);
+            if self.classes.as_ref() != Some(&classes) {
+                self.classes = Some(classes);
+                ingresses.extend(objects.ingresses.keys().cloned());
+                ingresses.extend(self.claims.keys().cloned());
+            }
+        }
+        dirty.secrets.extend(touched.secrets.iter().filter(|key| self.held.contains_key(*key)).cloned());
+        if first {
+            dirty.secrets.extend(self.options.default_certificate.clone());
+        }
+        for key in &dirty.secrets {
+            self.hold(objects, key);
+            ingresses.extend(self.secret_users.get(key).into_iter().flatten().cloned());
+        }
+        for key in &ingresses {
+            self.reclaim(objects, key, &mut dirty);
+        }
+        for key in &dirty.secrets {
+            if !self.secret_users.contains_key(key) && self.options.default_certificate.as_ref() != Some(key)
+            {
+                self.held.remove(key);
+            }
+        }
+        let mut changes = Changes::default();
+        dirty
+            .services
+            .extend(touched.services.iter().filter(|key| self.service_users.contains_key(*key)).cloned());
+        for key in std::mem::take(&mut dirty.services) {
+            self.reoffer(objects, &key, &mut dirty, &mut changes);
+        }
+        for pattern in &dirty.hosts {
+            self.remerge_host(pattern, &mut changes);
+        }
+        self.certify(&mut dirty, &mut changes);
+        for pattern in &dirty.names {
+            self.remerge_name(pattern, &mut changes);
+        }
+        let updates = changes.into_updates();
+        for update in &updates {
+            self.routes.apply(update.clone());
+        }
+        updates
+    }
+
+    /// Finds what a change of the input touches.
+    fn take_input(&mut self, objects: &Objects, input: &L7Input, touched: &Touched, dirty: &mut Dirty) {
+        let api = ObjectKey::new(pools::API_SERVER.0, pools::API_SERVER.1);
+        if self.classes.is_none()
+            || self.input.node_addresses != input.node_addresses
+            || touched.services.contains(&api)
+        {
+            let guard = Guard::of(objects, &self.options, &input.node_addresses);
+            if self.guard != guard {
+                self.guard = guard;
+                dirty.services.extend(self.service_users.keys().cloned());
+            }
+        }
+        if !Arc::ptr_eq(&self.input.names, &input.names) {
+            let differs = |name: &String| self.input.names.get(name) != input.names.get(name);
+            let named =
+                self.offers.iter().filter(|(_, offer)| offer.external_name.as_ref().is_some_and(differs));
+            dirty.services.extend(named.map(|(key, _)| key.clone()));
+        }
+        // A clock that was set back counts as any other change of the time.
+        if input.now < self.input.now || self.next_time.is_some_and(|at| at <= input.now) {
+            let changed = self.held.iter().filter(|(_, held)| match held {
+                Held::Read { certificate, untimely } => tls::untimely(certificate, input.now) != *untimely,
+                Held::Awaited | Held::Bad(_) => false,
+            });
+            dirty.secrets.extend(changed.map(|(key, _)| key.clone()));
+            self.next_time = self
+                .held
+                .values()
+                .filter_map(|held| match held {
+                    Held::Read { certificate, .. } => tls::next_change(certificate, input.now),
+                    Held::Awaited | Held::Bad(_) => None,
+                })
+                .min();
+        }
+        self.input = input.clone();
+    }
+
+    /// Reads one Ingress anew and marks what its claims touch.
+    fn reclaim(&mut self, objects: &Objects, key: &ObjectKey, dirty: &mut Dirty) {
+        let owned = objects.ingresses.get(key).filter(|ingress| {
+            self.classes.as_ref().is_some_and(|classes| classes.own(ingress, &self.options))
+        });
+        for secret in owned.map(|ingress| claim::secrets(ingress)).unwrap_or_default() {
+            if !self.held.contains_key(&secret) {
+                self.hold(objects, &secret);
+                dirty.secrets.insert(secret);
+            }
+        }
+        let new = owned.map(|ingress| {
+            claim::claims(ingress, |secret| match self.held.get(secret) {
+                Some(Held::Read { certificate, untimely: None }) => Found::Good(certificate),
+                Some(Held::Read { untimely: Some(reason), .. }) => Found::Bad(reason),
+                Some(Held::Bad(reason)) => Found::Bad(reason),
+                Some(Held::Awaited) | None => Found::Awaited,
+            })
+        });
+        let old = self.claims.remove(key);
+        if old != new {
+            self.relink(key, old.as_ref(), new.as_ref(), dirty);
+        }
+        if let Some(new) = new {
+            self.claims.insert(key.clone(), new);
+        }
+    }
+
+    /// Keeps the indices right when the claims of an Ingress differ, and marks what they touch.
+    fn relink(&mut self, key: &ObjectKey, old: Option<&Claims>, new: Option<&Claims>, dirty: &mut Dirty) {
+        let moved = old.map(|claims| &claims.rank) != new.map(|claims| &claims.rank);
+        for pattern in both(old.map(|c| &c.hosts), new.map(|c| &c.hosts)) {
+            let (before, after) =
+                (old.and_then(|c| c.hosts.get(pattern)), new.and_then(|c| c.hosts.get(pattern)));
+            if moved || before != after {
+                index(
+                    &mut self.on_host,
+                    pattern,
+                    old.filter(|_| before.is_some()),
+                    new.filter(|_| after.is_some()),
+                );
+                dirty.hosts.insert(pattern.clone());
+            }
+        }
+        for pattern in both(old.map(|c| &c.names), new.map(|c| &c.names)) {
+            let (before, after) =
+                (old.and_then(|c| c.names.get(pattern)), new.and_then(|c| c.names.get(pattern)));
+            if moved || before != after {
+                index(
+                    &mut self.on_name,
+                    pattern,
+                    old.filter(|_| before.is_some()),
+                    new.filter(|_| after.is_some()),
+                );
+                dirty.names.insert(pattern.clone());
+            }
+        }
+        for service in both(old.map(|c| &c.services), new.map(|c| &c.services)) {
+            let (before, after) =
+                (old.and_then(|c| c.services.get(service)), new.and_then(|c| c.services.get(service)));
+            if before != after {
+                link(&mut self.service_users, service, key, after.is_some());
+                dirty.services.insert((**service).clone());
+            }
+        }
+        let empty = BTreeSet::new();
+        let secrets = |claims: Option<&Claims>| claims.map_or(&empty, |claims| &claims.secrets).clone();
+        for secret in secrets(old).symmetric_difference(&secrets(new)) {
+            link(&mut self.secret_users, secret, key, new.is_some_and(|c| c.secrets.contains(secret)));
+            dirty.secrets.insert(secret.clone());
+        }
+    }
+
+    /// Reads a Secret.
+    fn hold(&mut self, objects: &Objects, key: &ObjectKey) {
+        let now = self.input.now;
+        let held = match objects.secret(key) {
+            SecretState::Awaited => Held::Awaited,
+            SecretState::Missing(reason) => Held::Bad(reason.to_string()),
+            SecretState::Known(secret) => match tls::read(secret) {
+                Err(reason) => Held::Bad(reason),
+                Ok(certificate) => {
+                    let again = tls::next_change(&certificate, now);
+                    self.next_time = [self.next_time, again].into_iter().flatten().min();
+                    Held::Read {
+                        untimely: tls::untimely(&certificate, now),
+                        certificate: Arc::new(certificate),
+                    }
+                }
+            },
+        };
+        self.held.insert(key.clone(), held);
+    }
+
+    /// Looks at one Service anew, as those who refer to it ask for it.
+    fn reoffer(&mut self, objects: &Objects, key: &ObjectKey, dirty: &mut Dirty, changes: &mut Changes) {
+        let users = self.service_users.get(key).into_iter().flatten();
+        let users: Vec<&Claims> = users.filter_map(|user| self.claims.get(user)).collect();
+        let asked = users.iter().filter_map(|claims| claims.services.get(key)).flatten().cloned().collect();
+        let offer = if users.is_empty() {
+            Offer::default()
+        } else {
+            pools::offer(objects, &self.options, &self.guard, &self.input.names, key, &asked)
+        };
+        let old = self.offers.remove(key).unwrap_or_default();
+        if old.ports != offer.ports {
+            dirty.hosts.extend(users.iter().flat_map(|claims| claims.hosts.keys()).cloned());
+        }
+        let service = Arc::new(key.clone());
+        for port in both(Some(&old.pools), Some(&offer.pools)) {
+            let pool = offer.pools.get(port);
+            if old.pools.get(port) != pool {
+                let key = PoolKey { service: Arc::clone(&service), port: *port };
+                changes.pools.insert(key, pool.map(|pool| Arc::new(pool.clone())));
+            }
+        }
+        if offer != Offer::default() {
+            self.offers.insert(key.clone(), offer);
+        }
+    }
+
+    fn remerge_host(&mut self, pattern: &HostPattern, changes: &mut Changes) {
+        let ranks = self.on_host.get(pattern).into_iter().flatten();
+        let claims = ranks.filter_map(|rank| self.claims.get(&*rank.key));
+        let claims: Vec<_> = claims.filter_map(|claims| Some((claims, claims.hosts.get(pattern)?))).collect();
+        let resolve = |service: &ObjectKey, port: &BackendPort| {
+            let offer = self.offers.get(service).and_then(|offer| offer.ports.get(port));
+            offer.cloned().unwrap_or_else(|| Err(format!("there is no Service {service}")))
+        };
+        let (host, problems) = merge::host(pattern, &claims, &resolve);
+        let host = (!claims.is_empty()).then(|| Arc::new(host));
+        tell(&mut self.host_problems, pattern, problems);
+        if self.routes.hosts.get(pattern) != host.as_ref() {
+            changes.hosts.insert(pattern.clone(), host);
+        }
+    }
+
+    /// Brings the certificates up to date, and decides which one is the default (I30).
+    fn certify(&mut self, dirty: &mut Dirty, changes: &mut Changes) {
+        let usable = |held: Option<&Held>| match held {
+            Some(Held::Read { certificate, untimely: None }) => Some(Arc::clone(certificate)),
+            Some(Held::Read { .. } | Held::Awaited | Held::Bad(_)) | None => None,
+        };
+        let mut put = |key: &ObjectKey, certificate: Option<Arc<Certificate>>| {
+            if self.routes.certificates.get(key) != certificate.as_ref() {
+                changes.certificates.insert(key.clone(), certificate);
+            }
+        };
+        for key in &dirty.secrets {
+            put(key, usable(self.held.get(key)));
+        }
+        let wanted = self.options.default_certificate.as_ref();
+        let given = wanted.filter(|key| usable(self.held.get(*key)).is_some());
+        let own = self.input.self_signed.clone().filter(|_| given.is_none());
+        let default = given.cloned().or_else(|| own.as_ref().map(|_| self_signed_key()));
+        put(&self_signed_key(), own);
+        self.default_problem = wanted.and_then(|key| {
+            let reason = match self.held.get(key) {
+                Some(Held::Bad(reason)) => reason.as_str(),
+                Some(Held::Read { untimely, .. }) => (*untimely)?,
+                Some(Held::Awaited) | None => return None,
+            };
+            Some(Problem {
+                object: ObjectRef { kind: Kind::Secret, key: key.clone() },
+                field: "--default-ssl-certificate".into(),
+                reason: format!("{reason}; a self-signed certificate is served in its place"),
+            })
+        });
+        if self.routes.names.get(&HostPattern::Any) != default.as_ref() {
+            dirty.names.extend(self.on_name.keys().cloned());
+            changes.names.insert(HostPattern::Any, default.clone());
+            self.default = default;
+        }
+    }
+
+    fn remerge_name(&mut self, pattern: &HostPattern, changes: &mut Changes) {
+        let ranks = self.on_name.get(pattern).into_iter().flatten();
+        let claims: Vec<_> = ranks
+            .filter_map(|rank| Some((rank, self.claims.get(&*rank.key)?.names.get(pattern)?)))
+            .flat_map(|(rank, claims)| claims.iter().map(move |claim| (rank, claim)))
+            .collect();
+        let (serves, problems) = merge::name(pattern, &claims);
+        let key = if claims.is_empty() { None } else { serves.or_else(|| self.default.clone()) };
+        tell(&mut self.name_problems, pattern, problems);
+        if self.routes.names.get(pattern) != key.as_ref() {
+            changes.names.insert(pattern.clone(), key);
+        }
+    }
+
+    pub fn routes(&self) -> &Routes {
+        &self.routes
+    }
+
+    /// What is wrong with which object, each once, and not too many of one object.
+    pub fn problems(&self) -> Vec<Problem> {
+        let of_ingresses = self.claims.values().flat_map(|claims| &claims.problems);
+        let merged = self.host_problems.values().chain(self.name_problems.values()).flatten();
+        let of_services = self.offers.values().flat_map(|offer| &offer.problems);
+        let all: BTreeSet<_> =
+            of_ingresses.chain(merged).chain(of_services).chain(&self.default_problem).collect();
+        bounded(all.into_iter().cloned().collect())
+    }
+
+    /// The Secrets that have to be read (H40).
+    pub fn wanted_secrets(&self) -> BTreeSet<ObjectKey> {
+        self.held.keys().cloned().collect()
+    }
+
+    /// The names that have to be looked up (I22).
+    pub fn wanted_names(&self) -> BTreeSet<String> {
+        self.offers.values().filter_map(|offer| offer.external_name.clone()).collect()
+    }
+
+    /// Whether some Secret or name has not been answered for yet.
+    pub fn awaits(&self) -> bool {
+        let names = &self.input.names;
+        self.held.values().any(|held| matches!(held, Held::Awaited))
+            || self
+                .offers
+                .values()
+                .filter_map(|offer| offer.external_name.as_ref())
+                .any(|n| !names.contains_key(n))
+    }
+
+    /// When the time alone changes something, in seconds since the epoch.
+    pub fn next_time(&self) -> Option<i64> {
+        self.next_time
+    }
+
+    /// The Ingresses that are ours (I4, I69).
+    pub fn owned(&self) -> impl Iterator<Item = &ObjectKey> {
+        self.claims.keys()
+    }
+}
+
+/// How routes differ, by key.
+#[derive(Default)]
+struct Changes {
+    pools: BTreeMap<PoolKey, Option<Arc<Pool>>>,
+    certificates: BTreeMap<ObjectKey, Option<Arc<Certificate>>>,
+    hosts: BTreeMap<HostPattern, Option<Arc<VirtualHost>>>,
+    names: BTreeMap<HostPattern, Option<ObjectKey>>,
+}
+
+impl Changes {
+    /// Makes before breaks.
+    fn into_updates(self) -> Vec<Update> {
+        let (made, gone): (Vec<_>, Vec<_>) = self
+            .pools
+            .into_iter()
+            .map(|(key, value)| Update::Pool(key, value))
+            .chain(self.certificates.into_iter().map(|(key, value)| Update::Certificate(key, value)))
+            .partition(|update| !matches!(update, Update::Pool(_, None) | Update::Certificate(_, None)));
+        let hosts = self.hosts.into_iter().map(|(key, value)| Update::Host(key, value));
+        let names = self.names.into_iter().map(|(key, value)| Update::Name(key, value));
+        made.into_iter().chain(hosts).chain(names).chain(gone).collect()
+    }
+}
+
+/// The keys of two maps.
+fn both<'a, K: Ord, V>(old: Option<&'a BTreeMap<K, V>>, new: Option<&'a BTreeMap<K, V>>) -> BTreeSet<&'a K> {
+    old.into_iter().chain(new).flat_map(BTreeMap::keys).collect()
+}
+
+/// Replaces an Ingress' place in a line.
+fn index(
+    lines: &mut BTreeMap<HostPattern, BTreeSet<Rank>>,
+    pattern: &HostPattern,
+    old: Option<&Claims>,
+    new: Option<&Claims>,
+) {
+    let line = lines.entry(pattern.clone()).or_default();
+    if let Some(old) = old {
+        line.remove(&old.rank);
+    }
+    line.extend(new.map(|new| new.rank.clone()));
+    if line.is_empty() {
+        lines.remove(pattern);
+    }
+}
+
+/// Puts a user down, or takes it off.
+fn link(
+    users: &mut BTreeMap<ObjectKey, BTreeSet<ObjectKey>>,
+    used: &ObjectKey,
+    user: &ObjectKey,
+    uses: bool,
+) {
+    if uses {
+        users.entry(used.clone()).or_default().insert(user.clone());
+    } else if let Some(of) = users.get_mut(used) {
+        of.remove(user);
+        if of.is_empty() {
+            users.remove(used);
+        }
+    }
+}
+
+fn tell(told: &mut BTreeMap<HostPattern, Vec<Problem>>, pattern: &HostPattern, problems: Vec<Problem>) {
+    if problems.is_empty() {
+        told.remove(pattern);
+    } else {
+        told.insert(pattern.clone(), problems);
+    }
+}

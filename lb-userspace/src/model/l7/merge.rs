@@ -1,0 +1,152 @@
+//! Who gets what several Ingresses ask for (I14, I17, H41).
+//!
+//! The claims of a host come in order of precedence: an Ingress never changes what an earlier
+//! one serves, whatever it says.
+
+use super::claim::{Backend, Claims, Field, HostClaim, NameClaim, Rank, problem};
+use crate::model::routes::{Action, HostPattern, PathKind, PathRule, PoolKey, Target, VirtualHost};
+use crate::problem::{ObjectKey, Problem};
+use crate::source::BackendPort;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+/// Paths of one host, over all Ingresses.
+const RULES: usize = 20_000;
+/// Status of the redirect to HTTPS (I39).
+const REDIRECT: u16 = 308;
+
+/// The number of a Service's port, or why there is no way to it.
+pub(super) type Resolve<'a> = &'a dyn Fn(&ObjectKey, &BackendPort) -> Result<u16, String>;
+
+/// A rule's place among those of its host: longest first, Exact before Prefix (I11).
+type Place<'a> = (Reverse<usize>, PathKind, &'a str);
+
+/// Merges the claims of one host; the order of `claims` is that of precedence.
+pub(super) fn host(
+    pattern: &HostPattern,
+    claims: &[(&Claims, &HostClaim)],
+    resolve: Resolve<'_>,
+) -> (VirtualHost, Vec<Problem>) {
+    let mut merging = Merging { resolve, problems: Vec::new() };
+    let mut rules: BTreeMap<Place<'_>, (&Rank, Action)> = BTreeMap::new();
+    let mut default: Option<(&Rank, &Backend, Action)> = None;
+    let mut redirects = Redirects::of(claims);
+    for (claim, host) in claims {
+        let rank = &claim.rank;
+        let https_redirect = redirects.next(rank, host);
+        let mut full = false;
+        for path in &host.paths {
+            let place = (Reverse(path.path.len()), path.kind, &*path.path);
+            let what = || format!("{pattern} {}", spell(path.kind, &path.path));
+            if let Some((holder, _)) = rules.get(&place) {
+                merging.tell(rank, path.field, format!("{}: {}", what(), lost(holder, rank)));
+            } else if rules.len() == RULES {
+                full = true;
+            } else {
+                let target = merging.target(rank, &path.backend, path.field, &what);
+                let action = Action { ingress: Arc::clone(&rank.key), target, https_redirect };
+                rules.insert(place, (rank, action));
+            }
+        }
+        let what = || format!("default of {pattern}");
+        match (&host.default, &default) {
+            (Some(backend), None) => {
+                let target = merging.target(rank, backend, Field::DefaultBackend, &what);
+                let action = Action { ingress: Arc::clone(&rank.key), target, https_redirect };
+                default = Some((rank, backend, action));
+            }
+            (Some(backend), Some((holder, held, _))) if *held != backend => {
+                merging.tell(rank, Field::DefaultBackend, format!("{}: {}", what(), lost(holder, rank)));
+            }
+            (Some(_) | None, _) => {}
+        }
+        if full {
+            let reason = format!("{pattern} has more than {RULES} paths: from here on they are not served");
+            merging.problems.push(problem(&rank.key, "spec.rules", reason));
+        }
+    }
+    let rule = |((_, kind, path), (_, action)): (Place<'_>, (&Rank, Action))| PathRule {
+        kind,
+        path: path.into(),
+        action,
+    };
+    let rules = rules.into_iter().map(rule).collect();
+    (VirtualHost { rules, default: default.map(|(.., action)| action) }, merging.problems)
+}
+
+struct Merging<'a> {
+    resolve: Resolve<'a>,
+    problems: Vec<Problem>,
+}
+
+impl Merging<'_> {
+    fn tell(&mut self, rank: &Rank, field: Field, reason: String) {
+        self.problems.push(problem(&rank.key, field.to_string(), reason));
+    }
+
+    /// What cannot be served by its kind is told where it is read; a missing Service or port is
+    /// told here (I15, I16).
+    fn target(&mut self, rank: &Rank, backend: &Backend, field: Field, what: &dyn Fn() -> String) -> Target {
+        match backend {
+            Backend::Service(service, port) => match (self.resolve)(service, port) {
+                Ok(port) => Target::Pool(PoolKey { service: Arc::clone(service), port }),
+                Err(reason) => {
+                    self.tell(rank, field, format!("{}: {reason}; it answers 503", what()));
+                    Target::Unavailable(reason)
+                }
+            },
+            Backend::Unsupported(reason) => Target::Unavailable(reason.clone()),
+        }
+    }
+}
+
+/// Which actions of a host are redirected to HTTPS (I39): those of an Ingress whose own `tls`
+/// covers the host, or that of another one of its namespace, or of one that comes before it. A
+/// newcomer from elsewhere cannot take HTTP from what works.
+struct Redirects<'a> {
+    namespaces: BTreeSet<&'a str>,
+    seen: bool,
+}
+
+impl<'a> Redirects<'a> {
+    fn of(claims: &[(&'a Claims, &HostClaim)]) -> Self {
+        let with_tls = claims.iter().filter(|(_, host)| host.tls);
+        Self { namespaces: with_tls.map(|(claim, _)| &*claim.rank.key.namespace).collect(), seen: false }
+    }
+
+    fn next(&mut self, rank: &Rank, host: &HostClaim) -> Option<u16> {
+        self.seen |= host.tls;
+        (self.seen || self.namespaces.contains(&*rank.key.namespace)).then_some(REDIRECT)
+    }
+}
+
+/// Decides which certificate a name is served with; `None` inside: the default one.
+pub(super) fn name(
+    pattern: &HostPattern,
+    claims: &[(&Rank, &NameClaim)],
+) -> (Option<ObjectKey>, Vec<Problem>) {
+    let Some((holder, held)) = claims.first() else { return (None, Vec::new()) };
+    let mut problems = Vec::new();
+    for (rank, claim) in &claims[1..] {
+        if claim.secret != held.secret {
+            let reason = format!("{pattern}: {}", lost(holder, rank));
+            problems.push(problem(&rank.key, format!("spec.tls[{}]", claim.index), reason));
+        }
+    }
+    (held.serves.clone(), problems)
+}
+
+/// Why a claim comes to nothing.
+fn lost(holder: &Rank, rank: &Rank) -> String {
+    if holder.key == rank.key {
+        return "an earlier entry of this Ingress is for the same; this one is not served".into();
+    }
+    let why = if holder.created == rank.created { "whose name sorts first" } else { "which is older" };
+    format!("held by Ingress {}, {why}; not served from here", holder.key)
+}
+
+/// `Prefix /api`; the root, which is held as an empty Prefix, as it was written.
+fn spell(kind: PathKind, path: &str) -> String {
+    format!("{kind:?} {}", if path.is_empty() { "/" } else { path })
+}
