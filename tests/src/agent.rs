@@ -31,6 +31,8 @@ pub struct Setup {
     pub source: Vec<OsString>,
     /// Further flags of `weir run`.
     pub more: Vec<OsString>,
+    /// What the agent finds in `/etc/hosts`: the lab has no DNS server.
+    pub hosts: Option<String>,
 }
 
 impl Setup {
@@ -42,6 +44,7 @@ impl Setup {
             metrics_port: 10249,
             source: vec!["--manifests".into(), dir.into()],
             more: Vec::new(),
+            hosts: None,
         }
     }
 
@@ -54,6 +57,18 @@ impl Setup {
     #[must_use]
     pub fn second(self) -> Self {
         Self { name: "second".into(), healthz_port: 20256, metrics_port: 20249, ..self }
+    }
+
+    /// Objects from another folder or file as well.
+    #[must_use]
+    pub fn and_manifests(mut self, path: &Path) -> Self {
+        self.source.extend(["--manifests".into(), path.into()]);
+        self
+    }
+
+    #[must_use]
+    pub fn hosts(self, hosts: String) -> Self {
+        Self { hosts: Some(hosts), ..self }
     }
 
     #[must_use]
@@ -80,7 +95,14 @@ impl<'lab> Agent<'lab> {
     pub fn start(lab: &'lab Topology, setup: Setup) -> Result<Self> {
         let log = lab.scratch().logs().join(format!("{}.log", setup.name));
         let file = File::options().create(true).append(true).open(&log)?;
-        let mut command = confined(&program()?);
+        let mut command = match &setup.hosts {
+            None => confined(&program()?),
+            Some(hosts) => {
+                let file = lab.scratch().dir().join("hosts");
+                fs::write(&file, hosts)?;
+                with_hosts(&file, &confined(&program()?))
+            }
+        };
         command
             .arg("run")
             .args(["--node-name", "node1"])
@@ -265,6 +287,22 @@ pub(crate) fn confined(program: &Path) -> Command {
             command
         }
     }
+}
+
+/// The command in a mount namespace of its own, where another file is `/etc/hosts`. Each
+/// program on the way becomes the next, so that the process is the command's.
+fn with_hosts(hosts: &Path, inner: &Command) -> Command {
+    let mut command = Command::new("unshare");
+    command.args([
+        "--mount",
+        "--",
+        "sh",
+        "-c",
+        "mount --bind \"$1\" /etc/hosts && shift && exec \"$@\"",
+        "sh",
+    ]);
+    command.arg(hosts).arg(inner.get_program()).args(inner.get_args());
+    command
 }
 
 fn state_dir(lab: &Topology) -> PathBuf {

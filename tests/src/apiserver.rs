@@ -2,7 +2,8 @@
 //!
 //! There is no kubelet and no scheduler. A Pod is an API object that names its node and
 //! whose status a test writes ([`ApiServer::run_pod`]); it may name the address of a network
-//! namespace where something listens. The EndpointSlices are then made by the real
+//! namespace where something listens. For Pods that controllers make there is the stand-in of
+//! [`crate::kubelet`]. The EndpointSlices are then made by the real
 //! controllers. The programs come from [`assets`]; they end when the value is dropped, or
 //! with the process that holds it.
 

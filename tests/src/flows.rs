@@ -6,6 +6,7 @@
 use crate::clients::{Identity, ask, micros};
 use crate::netns::sys::monotonic_us;
 use crate::servers::{ECHO, WHO};
+use crate::web::TrafficReport;
 use crate::wire::{FlowReport, Flows, FlowsReport, Load, LoadReport, Proto, Reply};
 use anyhow::{Context, Result, bail};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -20,9 +21,10 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 /// Time that late echoes of UDP are waited for after the last message.
 const GRACE: Duration = Duration::from_secs(1);
 
-type Shared<T> = Arc<Mutex<T>>;
+pub(crate) type Shared<T> = Arc<Mutex<T>>;
 
-fn update<T, R>(shared: &Shared<T>, f: impl FnOnce(&mut T) -> R) -> R {
+/// Changes what tasks share.
+pub(crate) fn update<T, R>(shared: &Shared<T>, f: impl FnOnce(&mut T) -> R) -> R {
     f(&mut shared.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
@@ -33,18 +35,26 @@ pub(crate) struct Activity {
     counters: Counters,
 }
 
-enum Counters {
+/// What an activity counts.
+pub(crate) enum Counters {
     Flows(Vec<Shared<FlowReport>>),
     Load(Shared<LoadReport>),
+    Traffic(Shared<TrafficReport>),
 }
 
 impl Activity {
+    /// Tasks that end when `stop` turns true.
+    pub(crate) fn new(stop: watch::Sender<bool>, tasks: JoinSet<()>, counters: Counters) -> Self {
+        Self { stop, tasks, counters }
+    }
+
     pub(crate) fn report(&self) -> Reply {
         match &self.counters {
             Counters::Flows(flows) => Reply::Flows(FlowsReport {
                 flows: flows.iter().map(|flow| update(flow, |flow| flow.clone())).collect(),
             }),
             Counters::Load(load) => Reply::Load(update(load, |load| load.clone())),
+            Counters::Traffic(traffic) => Reply::Traffic(update(traffic, |traffic| traffic.clone())),
         }
     }
 
@@ -83,7 +93,7 @@ pub(crate) async fn open(flows: &Flows) -> Result<Activity> {
         }
         reports.push(report);
     }
-    Ok(Activity { stop, tasks, counters: Counters::Flows(reports) })
+    Ok(Activity::new(stop, tasks, Counters::Flows(reports)))
 }
 
 struct Flow {
@@ -243,7 +253,7 @@ pub(crate) fn start_load(load: Load) -> Activity {
         }
         while running.join_next().await.is_some() {}
     });
-    Activity { stop, tasks, counters: Counters::Load(counters) }
+    Activity::new(stop, tasks, Counters::Load(counters))
 }
 
 impl LoadReport {

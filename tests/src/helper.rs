@@ -7,9 +7,11 @@
 
 use crate::clients::ask;
 use crate::flows::{self, Activity};
+use crate::manifests::PodSpec;
 use crate::netns::{Netns, sys};
 use crate::scratch::procs_file;
 use crate::servers;
+use crate::web::{self, Fetch, Fetched, Sign, Traffic, TrafficReport};
 use crate::wire::{Answer, Ask, Flows, FlowsReport, Load, LoadReport, Proto, Reply, Request};
 use anyhow::{Context, Result, bail};
 use std::collections::BTreeMap;
@@ -65,16 +67,19 @@ impl Helper {
             | Reply::Answers(_)
             | Reply::Started(_)
             | Reply::Flows(_)
-            | Reply::Load(_)) => Ok(reply),
+            | Reply::Load(_)
+            | Reply::Fetched(_)
+            | Reply::Traffic(_)) => Ok(reply),
         }
     }
 
-    /// Starts servers that answer as `name`.
+    /// Starts a pod's servers.
     ///
     /// # Errors
     /// When a port is taken.
-    pub fn serve(&self, name: &str, tcp: &[u16], udp: &[u16]) -> Result<()> {
-        self.call(&Request::Serve { name: name.into(), tcp: tcp.into(), udp: udp.into() }).map(drop)
+    pub fn serve(&self, pod: &PodSpec) -> Result<()> {
+        let PodSpec { name, about, tcp, udp, .. } = pod.clone();
+        self.call(&Request::Serve { name, about, tcp, udp }).map(drop)
     }
 
     /// Puts one question.
@@ -115,6 +120,35 @@ impl Helper {
     /// When the helper is gone.
     pub fn start_load(&self, load: Load) -> Result<u32> {
         started(self.call(&Request::StartLoad(load))?)
+    }
+
+    /// Sends one HTTP request.
+    ///
+    /// # Errors
+    /// When the helper is gone; what became of the request is in the answer.
+    pub fn fetch(&self, fetch: Fetch) -> Result<Fetched> {
+        let reply = self.call(&Request::Fetch(fetch))?;
+        if let Reply::Fetched(fetched) = reply { Ok(fetched) } else { bail!("not fetched: {reply:?}") }
+    }
+
+    /// Starts HTTP requests at a steady pace; returns once its lasting connections are open.
+    ///
+    /// # Errors
+    /// When one cannot be opened.
+    pub fn start_traffic(&self, traffic: Traffic) -> Result<u32> {
+        started(self.call(&Request::StartTraffic(traffic))?)
+    }
+
+    /// # Errors
+    /// When no traffic runs under this number.
+    pub fn traffic(&self, activity: u32) -> Result<TrafficReport> {
+        traffic_report(self.call(&Request::Report(activity))?)
+    }
+
+    /// # Errors
+    /// When no traffic runs under this number.
+    pub fn stop_traffic(&self, activity: u32) -> Result<TrafficReport> {
+        traffic_report(self.call(&Request::Stop(activity))?)
     }
 
     /// # Errors
@@ -166,6 +200,10 @@ fn load_report(reply: Reply) -> Result<LoadReport> {
     if let Reply::Load(report) = reply { Ok(report) } else { bail!("not a load: {reply:?}") }
 }
 
+fn traffic_report(reply: Reply) -> Result<TrafficReport> {
+    if let Reply::Traffic(report) = reply { Ok(report) } else { bail!("not traffic: {reply:?}") }
+}
+
 /// The executable that becomes a helper: the demo, which sits beside the caller or one
 /// folder up (test executables live in `deps`).
 ///
@@ -213,14 +251,16 @@ async fn answer(request: Request, activities: &mut BTreeMap<u32, Activity>) -> R
         Reply::Started(number)
     };
     Ok(match request {
-        Request::Serve { name, tcp, udp } => {
-            servers::serve(&name, &tcp, &udp).await?;
+        Request::Serve { name, about, tcp, udp } => {
+            servers::serve(Sign { name, about }, &tcp, &udp).await?;
             Reply::Done
         }
         Request::Ask(question) => Reply::Answers(asked(question, 1).await?),
         Request::AskMany(question, count) => Reply::Answers(asked(question, count).await?),
         Request::OpenFlows(spec) => start(flows::open(&spec).await?),
         Request::StartLoad(load) => start(flows::start_load(load)),
+        Request::Fetch(fetch) => Reply::Fetched(web::fetch(&fetch).await),
+        Request::StartTraffic(traffic) => start(web::start(traffic).await?),
         Request::Report(number) => {
             activities.get(&number).with_context(|| format!("no activity {number}"))?.report()
         }

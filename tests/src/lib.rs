@@ -9,12 +9,17 @@
 
 pub mod agent;
 pub mod apiserver;
+pub mod authority;
 pub mod bench;
 pub mod cases;
 pub mod clients;
+pub mod conformance;
 pub mod flood;
 pub mod flows;
+mod go;
+pub mod h2spec;
 pub mod helper;
+pub mod kubelet;
 pub mod manifests;
 pub mod netns;
 pub mod packets;
@@ -22,4 +27,5 @@ pub mod scratch;
 pub mod servers;
 pub mod topology;
 pub mod wait;
+pub mod web;
 pub mod wire;

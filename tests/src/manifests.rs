@@ -5,16 +5,19 @@
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
+use std::collections::BTreeMap;
 use std::fs;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 /// A pod as the lab builds it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct PodSpec {
     pub name: String,
     /// `spec.nodeName`.
     pub node: String,
+    /// What its HTTP answers say beside its name.
+    pub about: BTreeMap<String, String>,
     pub ips: Vec<IpAddr>,
     pub tcp: Vec<u16>,
     pub udp: Vec<u16>,
@@ -27,8 +30,8 @@ impl PodSpec {
     /// When it lacks what the lab needs.
     pub fn from_object(object: &Value) -> Result<Self> {
         let name = text(object, "/metadata/name")?;
-        let mut spec =
-            Self { node: text(object, "/spec/nodeName")?, ips: vec![], tcp: vec![], udp: vec![], name };
+        let node = text(object, "/spec/nodeName")?;
+        let mut spec = Self { name, node, about: BTreeMap::new(), ips: vec![], tcp: vec![], udp: vec![] };
         for entry in list(object, "/status/podIPs") {
             spec.ips.push(text(entry, "/ip")?.parse()?);
         }
@@ -109,6 +112,26 @@ pub fn replace(path: &Path, text: &str) -> Result<()> {
     fs::write(&new, text)?;
     fs::rename(&new, path)?;
     Ok(())
+}
+
+/// Writes an object as a manifest, in one step.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn write(path: &Path, object: &Value) -> Result<()> {
+    // JSON is YAML.
+    replace(path, &serde_json::to_string_pretty(object)?)
+}
+
+/// As [`write()`]; without an object the manifest is removed.
+///
+/// # Errors
+/// When it cannot be written or removed.
+pub fn write_or_remove(path: &Path, object: Option<&Value>) -> Result<()> {
+    match object {
+        Some(object) => write(path, object),
+        None => Ok(fs::remove_file(path)?),
+    }
 }
 
 fn text(object: &Value, at: &str) -> Result<String> {

@@ -1,10 +1,11 @@
 //! The servers in the pods: they say who they are, or echo.
 //!
-//! TCP: a request that begins with `GET` is answered as HTTP with a line of JSON, so that
-//! `curl` works; one that begins with `ECHO` turns the connection into an echo. UDP: a
+//! TCP: HTTP is answered with what the server saw of the request, as a line of JSON, so that
+//! `curl` works ([`web`]); what begins with `ECHO` turns the connection into an echo. UDP: a
 //! datagram `WHO` is answered with the same JSON; any other is sent back behind the pod's
 //! name.
 
+use crate::web::{self, Sign};
 use anyhow::{Context, Result};
 use serde_json::json;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -17,18 +18,18 @@ pub(crate) const WHO: &[u8] = b"WHO";
 /// Turns a TCP connection into an echo.
 pub(crate) const ECHO: &[u8] = b"ECHO\n";
 
-/// Serves under `name` until the process ends.
-pub(crate) async fn serve(name: &str, tcp: &[u16], udp: &[u16]) -> Result<()> {
-    let name: Arc<str> = name.into();
+/// Serves until the process ends.
+pub(crate) async fn serve(sign: Sign, tcp: &[u16], udp: &[u16]) -> Result<()> {
+    let sign = Arc::new(sign);
     for &port in tcp {
         let listener = listen(port).with_context(|| format!("listening on TCP port {port}"))?;
-        tokio::spawn(accept(listener, Arc::clone(&name)));
+        tokio::spawn(accept(listener, Arc::clone(&sign)));
     }
     for &port in udp {
         let socket = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, port))
             .await
             .with_context(|| format!("listening on UDP port {port}"))?;
-        tokio::spawn(answer_datagrams(socket, Arc::clone(&name)));
+        tokio::spawn(answer_datagrams(socket, Arc::clone(&sign)));
     }
     Ok(())
 }
@@ -40,53 +41,44 @@ fn listen(port: u16) -> std::io::Result<TcpListener> {
     socket.listen(4096)
 }
 
-async fn accept(listener: TcpListener, name: Arc<str>) {
+async fn accept(listener: TcpListener, sign: Arc<Sign>) {
     loop {
         if let Ok((stream, peer)) = listener.accept().await {
-            let name = Arc::clone(&name);
+            let sign = Arc::clone(&sign);
             tokio::spawn(async move {
                 // A client that goes away is no fault of the server.
-                let _ = answer_connection(stream, peer, &name).await;
+                let _ = answer_connection(stream, peer, sign).await;
             });
         }
     }
 }
 
-async fn answer_connection(mut stream: TcpStream, peer: SocketAddr, name: &str) -> std::io::Result<()> {
+async fn answer_connection(mut stream: TcpStream, peer: SocketAddr, sign: Arc<Sign>) -> std::io::Result<()> {
     stream.set_nodelay(true)?;
-    let local = stream.local_addr()?;
-    let mut buffer = vec![0; 4096];
-    loop {
-        let mut filled = 0;
-        while !(buffer[..filled].ends_with(b"\r\n\r\n") || buffer[..filled].starts_with(ECHO)) {
-            match stream.read(&mut buffer[filled..]).await? {
-                0 => return Ok(()),
-                n => filled += n,
-            }
-        }
-        if buffer[..filled].starts_with(ECHO) {
-            let greeting = format!("{}\n", identity(name, peer, Some(local)));
-            stream.write_all(greeting.as_bytes()).await?;
-            stream.write_all(&buffer[ECHO.len()..filled]).await?;
-            let (mut reader, mut writer) = stream.split();
-            tokio::io::copy(&mut reader, &mut writer).await?;
-            return Ok(());
-        }
-        let body = format!("{}\n", identity(name, peer, Some(local)));
-        let head = "HTTP/1.1 200 OK\r\nContent-Type: application/json";
-        let answer = format!("{head}\r\nContent-Length: {}\r\n\r\n{body}", body.len());
-        stream.write_all(answer.as_bytes()).await?;
+    let mut first = [0];
+    // No HTTP method begins as ECHO does.
+    if stream.peek(&mut first).await? == 0 || first != ECHO[..1] {
+        web::answer(stream, peer, sign).await;
+        return Ok(());
     }
+    let mut opening = [0; ECHO.len()];
+    stream.read_exact(&mut opening).await?;
+    let greeting = format!("{}\n", identity(&sign.name, peer, Some(stream.local_addr()?)));
+    stream.write_all(greeting.as_bytes()).await?;
+    let (mut reader, mut writer) = stream.split();
+    tokio::io::copy(&mut reader, &mut writer).await?;
+    Ok(())
 }
 
-async fn answer_datagrams(socket: UdpSocket, name: Arc<str>) {
+async fn answer_datagrams(socket: UdpSocket, sign: Arc<Sign>) {
+    let name = sign.name.as_str();
     let mut buffer = vec![0; 65_536];
     loop {
         // Errors here are ICMP answers to earlier replies: of no concern to the next datagram.
         let Ok((length, peer)) = socket.recv_from(&mut buffer).await else { continue };
         let datagram = &buffer[..length];
         let answer = if datagram == WHO {
-            identity(&name, peer, None).into_bytes()
+            identity(name, peer, None).into_bytes()
         } else {
             [name.as_bytes(), b"\n", datagram].concat()
         };

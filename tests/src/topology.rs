@@ -20,6 +20,7 @@ use anyhow::{Context, Result, bail};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Addresses of the client outside.
@@ -85,7 +86,17 @@ pub struct Topology {
     client: Netns,
     nodes: BTreeMap<&'static str, Netns>,
     _wire: Netns,
+    /// Links that were made, also of pods that are gone.
+    links: AtomicUsize,
     scratch: Scratch,
+}
+
+/// A pod that came after the network was built ([`Topology::add_pod`]). Dropping it ends its
+/// server and removes its namespace, and with that its link.
+#[derive(Debug)]
+pub struct AddedPod {
+    _server: Helper,
+    _netns: Netns,
 }
 
 impl Topology {
@@ -108,20 +119,46 @@ impl Topology {
             nodes.insert(name, node);
         }
         client.ip(&ROUTED_TO_NODE1.map(|net| format!("route add {net} via {}", via(net, NODE1))))?;
-        let mut built = Vec::new();
-        for pod in pods {
-            let node = nodes.get(pod.node.as_str()).with_context(|| format!("no node {}", pod.node))?;
-            let netns = named(&format!("pod-{}", pod.name))?;
-            link_pod(node, &netns, pod, built.len())?;
-            built.push((pod.clone(), netns));
-        }
         let executable = helper::executable()?;
-        let lab =
-            Self { helpers: Mutex::default(), executable, pods: built, client, nodes, _wire: wire, scratch };
+        let mut lab = Self {
+            helpers: Mutex::default(),
+            executable,
+            pods: Vec::new(),
+            client,
+            nodes,
+            _wire: wire,
+            links: AtomicUsize::new(0),
+            scratch,
+        };
+        for pod in pods {
+            let netns = lab.build_pod(pod, &format!("pod-{}", pod.name))?;
+            lab.pods.push((pod.clone(), netns));
+        }
         for (pod, _) in &lab.pods {
-            lab.at(&Place::pod(&pod.name))?.serve(&pod.name, &pod.tcp, &pod.udp)?;
+            lab.at(&Place::pod(&pod.name))?.serve(pod)?;
         }
         Ok(lab)
+    }
+
+    fn build_pod(&self, pod: &PodSpec, name: &str) -> Result<Netns> {
+        let node = self.nodes.get(pod.node.as_str()).with_context(|| format!("no node {}", pod.node))?;
+        let netns = Netns::new(format!("{}-{name}", self.scratch.id()))?;
+        link_pod(node, &netns, pod, self.links.fetch_add(1, Ordering::Relaxed))?;
+        Ok(netns)
+    }
+
+    /// Builds another pod and starts its servers. `unique` tells it from all others that
+    /// there are at the same time.
+    ///
+    /// # Errors
+    /// When it cannot be built or served.
+    pub fn add_pod(&self, pod: &PodSpec, unique: &str) -> Result<AddedPod> {
+        let netns = self.build_pod(pod, unique)?;
+        let node = if pod.node == "node1" { "node" } else { "elsewhere" };
+        let cgroup = self.scratch.cgroup(&format!("{node}/{unique}"))?;
+        let server = Helper::start(&self.executable, &netns, Some(&cgroup))?;
+        server.serve(pod)?;
+        Ok(AddedPod { _server: server, _netns: netns })
     }
 
     pub fn scratch(&self) -> &Scratch {

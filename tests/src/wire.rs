@@ -1,5 +1,6 @@
 //! What the lab's helper processes are told and what they answer: one JSON line each.
 
+use crate::web::{Fetch, Fetched, Traffic, TrafficReport};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -107,9 +108,11 @@ pub struct Load {
 /// What a helper process is asked to do.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Request {
-    /// Answers under this name on these ports, both families.
+    /// Answers under this name on these ports, both families; `about` is what its HTTP
+    /// answers say beside it.
     Serve {
         name: String,
+        about: BTreeMap<String, String>,
         tcp: Vec<u16>,
         udp: Vec<u16>,
     },
@@ -118,6 +121,8 @@ pub enum Request {
     AskMany(Ask, u32),
     OpenFlows(Flows),
     StartLoad(Load),
+    Fetch(Fetch),
+    StartTraffic(Traffic),
     /// The counters of a running activity.
     Report(u32),
     /// Ends an activity; its last counters.
@@ -133,6 +138,8 @@ pub enum Reply {
     Started(u32),
     Flows(FlowsReport),
     Load(LoadReport),
+    Fetched(Fetched),
+    Traffic(TrafficReport),
     Failed(String),
 }
 

@@ -91,6 +91,7 @@ pub(crate) fn prepare(groups: &[Group]) -> Result<()> {
     }
     if groups.contains(&Group::Test) {
         note(&mut missing, kube::programs());
+        note(&mut missing, kube::h2spec());
     }
     match missing.len() {
         0 => Ok(()),

@@ -42,6 +42,7 @@ enum Layer {
     Api,
 }
 
+/// What runs without a name.
 const ALL: [Layer; 6] = [Layer::Unit, Layer::Golden, Layer::Packet, Layer::Verify, Layer::Netns, Layer::Api];
 
 impl Layer {
@@ -57,7 +58,7 @@ impl Layer {
     }
 
     fn needs_root(self) -> bool {
-        matches!(self, Self::Packet | Self::Verify | Self::Netns | Self::Api)
+        !matches!(self, Self::Unit | Self::Golden)
     }
 
     fn needs_agent(self) -> bool {
@@ -87,7 +88,7 @@ impl Layer {
 
 /// Tells whether some layer runs this integration test.
 pub(crate) fn is_in_a_layer(package: &str, name: &str) -> bool {
-    ALL.iter().any(|layer| layer.targets().contains(&(package, name)))
+    Layer::value_variants().iter().any(|layer| layer.targets().contains(&(package, name)))
 }
 
 /// What a layer's binaries said.
@@ -156,7 +157,7 @@ fn report(sums: &[(Layer, Count)]) -> bool {
     println!();
     let mut all = Count::default();
     for (layer, count) in sums {
-        println!("{:<8}{count}", layer.name());
+        println!("{:<12}{count}", layer.name());
         all.add(*count);
     }
     println!("{all}");

@@ -5,9 +5,9 @@
 //! `WEIR_KUBE_RELEASE_URL`; else built with Go from the module that `tests/kube/go.mod`
 //! pins. What is fetched or built lands in the cache, once for all checkouts.
 
+use crate::go::{self, cache, say};
 use anyhow::{Context, Result, bail};
-use std::fs::{self, File};
-use std::io::Write;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -55,21 +55,13 @@ pub fn locate(program: Program) -> Result<PathBuf> {
     if program == Program::Etcd {
         bail!("etcd is missing: `cargo xtask setup test` installs Debian's etcd-server");
     }
-    fs::create_dir_all(&cache).with_context(|| format!("making {}", cache.display()))?;
-    // Several tests may want it at once; the second finds what the first made.
-    let lock = File::create(cache.join(".lock"))?;
-    lock.lock()?;
-    let file = cache.join(name);
-    if file.is_file() {
-        return Ok(file);
-    }
-    let temporary = cache.join(format!(".{name}"));
-    if let Err(refused) = fetch(name, &temporary) {
-        say(&format!("{name} {VERSION}: {refused:#}; building it with Go (minutes, once)"));
-        build(name, &temporary)?;
-    }
-    fs::rename(&temporary, &file)?;
-    Ok(file)
+    go::once(&cache, name, |temporary| {
+        if let Err(refused) = fetch(name, temporary) {
+            say(&format!("{name} {VERSION}: {refused:#}; building it with Go (minutes, once)"));
+            build(name, temporary)?;
+        }
+        Ok(())
+    })
 }
 
 /// Fetches a program from the release site that the user named.
@@ -98,53 +90,19 @@ fn address(template: &str, name: &str) -> String {
     template.replace("{version}", VERSION).replace("{arch}", arch).replace("{program}", name)
 }
 
-/// Builds a program from the pinned module, gently.
+/// Builds a program from the pinned module.
 fn build(name: &str, to: &Path) -> Result<()> {
-    let module = Path::new(env!("CARGO_MANIFEST_DIR")).join("kube");
     let version = "k8s.io/component-base/version";
     let minor = VERSION.split('.').nth(1).unwrap_or_default();
     let flags = format!(
         "-s -w -X {version}.gitVersion={VERSION} -X {version}.gitMajor=1 -X {version}.gitMinor={minor}"
     );
-    let mut go = Command::new("nice");
-    go.args(["-n", "10"]).arg(compiler()).args([
-        "build",
-        "-trimpath",
-        "-buildvcs=false",
-        "-ldflags",
-        &flags,
-        "-o",
-    ]);
-    go.arg(to).arg(format!("k8s.io/kubernetes/cmd/{name}")).current_dir(&module).env("CGO_ENABLED", "0");
-    let built = go.status().context("starting go")?;
-    if !built.success() {
-        bail!(
+    go::build("kube", &format!("k8s.io/kubernetes/cmd/{name}"), &flags, to).with_context(|| {
+        format!(
             "{name} {VERSION} cannot be built: `cargo xtask setup test` gets a Go that can; or set KUBEBUILDER_ASSETS to a folder that has it, \
              or WEIR_KUBE_RELEASE_URL to where it can be fetched ({{version}}, {{arch}}, {{program}} are filled in)"
-        );
-    }
-    Ok(())
-}
-
-/// The Go that `cargo xtask setup` fetched where the machine's is too old, else the machine's.
-fn compiler() -> PathBuf {
-    let fetched = cache().map(|cache| cache.join("go1.26.8/bin/go"));
-    fetched.ok().filter(|go| go.is_file()).unwrap_or_else(|| "go".into())
-}
-
-/// The cache folder, as `cargo xtask` finds it.
-fn cache() -> Result<PathBuf> {
-    let var = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    var("WEIR_CACHE")
-        .or_else(|| var("XDG_CACHE_HOME").map(|dir| dir.join("weir")))
-        .or_else(|| var("HOME").map(|dir| dir.join(".cache/weir")))
-        .context("no place for the cache: set WEIR_CACHE or HOME")
-}
-
-/// Says what takes long, also from within a test, whose prints are held back.
-fn say(what: &str) {
-    // With no one listening there is no one to tell.
-    let _ = writeln!(std::io::stderr(), "{what}");
+        )
+    })
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use anyhow::{Context, Result, ensure};
 use kube::Client;
 use kube::api::{
     Api, ApiResource, DeleteParams, DynamicObject, GroupVersionKind, ListParams, Patch, PatchParams,
+    PostParams,
 };
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -73,7 +74,7 @@ impl ApiServer {
         })
     }
 
-    /// Lists the objects of a namespace that carry the labels of a selector (`a=b,c=d`).
+    /// Lists the objects of a namespace (empty: of all) that carry the labels of a selector (`a=b,c=d`).
     ///
     /// # Errors
     /// When the API server does not answer.
@@ -137,14 +138,37 @@ impl ApiServer {
                 "containers": [{ "name": "main", "image": "none", "ports": ports }],
             },
         }))?;
-        let addresses: Vec<Value> = pod.addresses.iter().map(|ip| json!({ "ip": ip })).collect();
-        let status = json!({
-            "phase": "Running",
-            "podIP": pod.addresses.first(),
-            "podIPs": addresses,
-            "conditions": [{ "type": "Ready", "status": "True" }],
+        self.report_running(&pod.namespace, &pod.name, &pod.addresses)
+    }
+
+    /// Gives a Pod a node, as the scheduler does.
+    ///
+    /// # Errors
+    /// With the API server's refusal.
+    pub fn bind_pod(&self, namespace: &str, name: &str, node: &str) -> Result<()> {
+        let binding = json!({
+            "apiVersion": "v1", "kind": "Binding", "metadata": { "namespace": namespace, "name": name },
+            "target": { "apiVersion": "v1", "kind": "Node", "name": node },
         });
-        self.patch_pod_status(&pod.namespace, &pod.name, status)
+        self.on(Id::new("v1", "Pod", namespace, name), |api, id| async move {
+            let _: Value =
+                api.create_subresource("binding", &id.name, &PostParams::default(), &binding).await?;
+            Ok(())
+        })
+    }
+
+    /// Reports a Pod running, with these addresses, its containers ready.
+    ///
+    /// # Errors
+    /// With the API server's refusal.
+    pub fn report_running(&self, namespace: &str, name: &str, addresses: &[IpAddr]) -> Result<()> {
+        let all: Vec<Value> = addresses.iter().map(|ip| json!({ "ip": ip })).collect();
+        let conditions = ["PodScheduled", "Initialized", "ContainersReady", "Ready"]
+            .map(|kind| json!({ "type": kind, "status": "True" }));
+        let status = json!({
+            "phase": "Running", "podIP": addresses.first(), "podIPs": all, "conditions": conditions,
+        });
+        self.patch_pod_status(namespace, name, status)
     }
 
     /// Reports a Pod's readiness probe.

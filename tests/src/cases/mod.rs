@@ -3,6 +3,8 @@
 //!
 //! One table for the demo, the tests over manifests and the tests over a real API server.
 
+pub mod certificates;
+pub mod ingress;
 mod table;
 
 pub use table::all;

@@ -27,8 +27,13 @@ fn create_demo(server: &ApiServer, lab: &Topology) {
             server.apply(object).unwrap();
         }
     }
-    for (service, pods) in [("my-service", &["my-app-1", "my-app-2"]), ("two-ports", &["web-1", "web-2"])] {
-        let both = service != "my-service";
+    for (service, pods) in [
+        ("my-service", &["my-app-1", "my-app-2"]),
+        ("two-ports", &["web-1", "web-2"]),
+        ("api-service", &["api-1", "api-2"]),
+        ("web-service", &["web-1", "web-2"]),
+    ] {
+        let both = service == "two-ports";
         let ips: Vec<_> = pods
             .iter()
             .flat_map(|pod| [false, true].map(|v6| (v6, lab.pod_ip(pod, v6).unwrap())))

@@ -2,10 +2,14 @@
 //! the packet path would mean anything.
 
 use crate::rig::demo_lab;
+use lab::manifests::PodSpec;
 use lab::netns::Netns;
 use lab::topology::{CLIENT, NODE1, Place};
+use lab::wait;
+use lab::web::{Fetch, Traffic, Version};
 use lab::wire::{Ask, Flows, Load, Proto};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::time::Duration;
 
 #[test]
 fn calling_thread_keeps_its_namespace() {
@@ -66,7 +70,8 @@ fn client_outside_reaches_nodes_but_not_pods() {
 #[test]
 fn nodes_masquerade_what_pods_send_out_of_the_cluster() {
     let lab = demo_lab();
-    lab.at(&Place::Outside).unwrap().serve("outside", &[8080], &[8080]).unwrap();
+    let outside = PodSpec { name: "outside".into(), tcp: vec![8080], udp: vec![8080], ..PodSpec::default() };
+    lab.at(&Place::Outside).unwrap().serve(&outside).unwrap();
     for (to, node) in [(IpAddr::from(CLIENT.0), IpAddr::from(NODE1.0)), (CLIENT.1.into(), NODE1.1.into())] {
         let answer =
             lab.at(&Place::pod("client")).unwrap().who(Proto::Tcp, SocketAddr::new(to, 8080)).unwrap();
@@ -113,4 +118,38 @@ fn nothing_is_left_of_a_lab_that_was_dropped() {
     assert!(!cgroup.exists() && !dir.exists());
     let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
     assert!(!mounts.contains(&id), "{mounts}");
+}
+
+/// HTTP without a proxy: what clients tell and servers see, before anything in between is
+/// judged by it.
+#[test]
+fn web_clients_tell_what_pods_saw() {
+    let lab = demo_lab();
+    let helper = lab.at(&Place::pod("client")).unwrap();
+    let to = SocketAddr::new(lab.pod_ip("api-2", true).unwrap(), 8080);
+    let fetch = Fetch::http(to, "example.com", "/a%20b?c").header("x-id", "7").method("POST").body("four");
+    for version in [Version::One, Version::Two] {
+        let fetched = helper.fetch(fetch.clone().over(version)).unwrap();
+        let seen = fetched.seen().unwrap_or_else(|| panic!("{fetched:?}"));
+        assert_eq!((seen.pod.as_str(), seen.path.as_str(), seen.length), ("api-2", "/a%20b?c", 4));
+        assert_eq!((seen.host.as_str(), seen.method.as_str()), ("example.com", "POST"));
+        assert_eq!(seen.headers["X-Id"], ["7"]);
+        assert_eq!(seen.proto == "HTTP/2.0", version == Version::Two, "{seen:?}");
+    }
+    let socket = helper.fetch(fetch.clone().method("GET").over(Version::WebSocket)).unwrap();
+    assert_eq!(socket.status, Some(101), "{socket:?}");
+    let nobody = helper.fetch(Fetch::http((to.ip(), 1).into(), "example.com", "/")).unwrap();
+    assert!(nobody.status.is_none() && nobody.error.is_some(), "{nobody:?}");
+
+    for version in [Version::One, Version::Two, Version::WebSocket] {
+        let fetch = Fetch::http(to, "example.com", "/").over(version);
+        let traffic = helper.start_traffic(Traffic { fetch, lasting: 3, interval_ms: 5 }).unwrap();
+        wait::until("requests", Duration::from_secs(5), || {
+            anyhow::ensure!(helper.traffic(traffic)?.answered >= 20, "not yet");
+            Ok(())
+        })
+        .unwrap();
+        let report = helper.stop_traffic(traffic).unwrap();
+        assert!(report.failed.is_empty() && report.answered == report.started, "{report:?}");
+    }
 }

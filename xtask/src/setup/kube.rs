@@ -1,6 +1,7 @@
-//! The Kubernetes programs of the api layer: there, or a Go to build them with.
+//! The Kubernetes programs of the api layer and h2spec of the suites layer: there, or a Go to
+//! build them with.
 //!
-//! The tests build them on first use (`tests/src/apiserver/assets.rs`). The Go that they need
+//! The tests build them on first use (`tests/src/go.rs`). The Go that they need
 //! is newer than what distributions package; an older one is enough to fetch it, as the
 //! module that Go publishes its own releases as, checked against Go's checksum database.
 
@@ -15,6 +16,8 @@ use std::process::Command;
 
 /// The Kubernetes release that the api tests run against; `tests/kube/go.mod` pins it.
 const VERSION: &str = "v1.36.3";
+/// The h2spec release of the suites layer; `tests/h2spec/go.mod` pins it.
+const H2SPEC: &str = "v2.2.1";
 /// The Go minor release that `tests/kube/go.mod` asks for.
 const GO_MINOR: u32 = 26;
 /// The Go that is fetched where there is none or an older one; the tests look for this name.
@@ -34,6 +37,17 @@ pub(super) fn programs() -> Result<()> {
     }
     let go = go()?;
     say(format_args!("Kubernetes {VERSION}: the tests build it with {}, once (some minutes)", go.display()));
+    Ok(())
+}
+
+/// h2spec, which comes as source only.
+pub(super) fn h2spec() -> Result<()> {
+    if is_program(&cache::dir()?.join("h2spec").join(H2SPEC).join("h2spec")) {
+        say(format_args!("h2spec {H2SPEC}: there"));
+        return Ok(());
+    }
+    let go = go()?;
+    say(format_args!("h2spec {H2SPEC}: the tests build it with {}, once (seconds)", go.display()));
     Ok(())
 }
 
