@@ -77,7 +77,7 @@ fn connect_from(ask: &Ask, timeout: Duration) -> io::Result<TcpStream> {
             SocketAddr::V6(_) => tokio::net::TcpSocket::new_v6()?,
         };
         socket.set_reuseaddr(true)?;
-        socket.bind(any(ask))?;
+        socket.bind(any(ask.to, ask.from_port))?;
         let connected = tokio::time::timeout(timeout, socket.connect(ask.to)).await;
         connected.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??.into_std()
     })?;
@@ -85,16 +85,17 @@ fn connect_from(ask: &Ask, timeout: Duration) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
-fn any(ask: &Ask) -> SocketAddr {
-    match ask.to {
-        SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, ask.from_port).into(),
-        SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, ask.from_port).into(),
+/// Any address of the family of `to`.
+pub(crate) fn any(to: SocketAddr, port: u16) -> SocketAddr {
+    match to {
+        SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, port).into(),
+        SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, port).into(),
     }
 }
 
 fn ask_udp(ask: &Ask, answer: &mut Answer) -> io::Result<Identity> {
     let deadline = Instant::now() + Duration::from_millis(ask.timeout_ms);
-    let socket = UdpSocket::bind(any(ask))?;
+    let socket = UdpSocket::bind(any(ask.to, ask.from_port))?;
     if ask.connected {
         socket.connect(ask.to)?;
         answer.peer = Some(socket.peer_addr()?);

@@ -3,17 +3,18 @@
 //! Every message carries a number and must come back: a flow that is silent past its
 //! deadline, ends, or answers with another number is lost, with the reason.
 
-use crate::clients::{Identity, ask, micros};
+use crate::clients::{Identity, any, ask, micros};
 use crate::netns::sys::monotonic_us;
 use crate::servers::{ECHO, WHO};
 use crate::web::TrafficReport;
 use crate::wire::{FlowReport, Flows, FlowsReport, Load, LoadReport, Proto, Reply};
 use anyhow::{Context, Result, bail};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use socket2::{Domain, Socket, Type};
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::net::{TcpStream, UdpSocket};
+use tokio::net::{TcpSocket, TcpStream, UdpSocket};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, timeout};
@@ -125,7 +126,15 @@ impl Flow {
     }
 
     async fn open_tcp(&self) -> Result<BufReader<TcpStream>> {
-        let stream = timeout(self.deadline(), TcpStream::connect(self.to)).await??;
+        let socket = match self.to {
+            SocketAddr::V4(_) => TcpSocket::new_v4()?,
+            SocketAddr::V6(_) => TcpSocket::new_v6()?,
+        };
+        if self.spec.from_port != 0 {
+            socket.set_reuseaddr(true)?;
+            socket.bind(any(self.to, self.spec.from_port))?;
+        }
+        let stream = timeout(self.deadline(), socket.connect(self.to)).await??;
         stream.set_nodelay(true)?;
         let mut stream = BufReader::new(stream);
         stream.write_all(ECHO).await?;
@@ -165,11 +174,13 @@ impl Flow {
     }
 
     async fn open_udp(&self) -> Result<UdpSocket> {
-        let any: SocketAddr = match self.to {
-            SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
-            SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
-        };
-        let socket = UdpSocket::bind(any).await?;
+        let from = any(self.to, self.spec.from_port);
+        let socket = Socket::new(Domain::for_address(from), Type::DGRAM, None)?;
+        // Another process may have a flow from the same port.
+        socket.set_reuse_address(from.port() != 0)?;
+        socket.bind(&from.into())?;
+        socket.set_nonblocking(true)?;
+        let socket = UdpSocket::from_std(socket.into())?;
         socket.connect(self.to).await?;
         socket.send(WHO).await?;
         let mut buffer = [0; 4096];

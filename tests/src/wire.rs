@@ -96,6 +96,8 @@ pub struct Flows {
     pub interval_ms: u64,
     /// A TCP flow whose echo is later than this is lost.
     pub deadline_ms: u64,
+    /// Source port of a single flow; 0 leaves the choice to the kernel.
+    pub from_port: u16,
 }
 
 /// New connections at a fixed rate until they are stopped.

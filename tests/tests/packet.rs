@@ -1,15 +1,16 @@
 //! The packet layer: one table, run by the simulator, by tc and by XDP.
 
 use anyhow::{Context, Result};
-use lab::packets::build::udp;
+use lab::packets::build::{tcp, udp};
 use lab::packets::fuzz;
 use lab::packets::kernel::with_kernel;
 use lab::packets::netfilter::{self, Recorded};
-use lab::packets::row::{Row, Service, Snat};
-use lab::packets::run::{self, Simulated};
+use lab::packets::row::{Hook, Row, Service, Snat};
+use lab::packets::run::{self, Runner, Simulated};
 use lab::packets::table;
-use lb_common::abi::{FlowFlags, PassReason, Proto, Reason};
-use std::collections::BTreeSet;
+use lab::packets::world::POD0;
+use lb_common::abi::{DropReason, FlowFlags, PassReason, Proto, Reason};
+use std::collections::{BTreeMap, BTreeSet};
 use weir::datapath::Capacity;
 
 /// Runs every row and tells of all that fail.
@@ -92,7 +93,8 @@ fn kernel_translates_as_netfilter_does() -> Result<()> {
     with_kernel(|kernel| every_case(|case| case.play(kernel)))
 }
 
-/// H49: both entries of a flow are confirmed, or neither is; a full map costs no packet.
+/// H49, S69: both entries of a flow are confirmed, or neither is; without room its packets are
+/// dropped.
 #[test]
 fn simulator_confirms_no_half_of_a_flow() -> Result<()> {
     let mut simulated = Simulated::of(Capacity { flows: 1, ..run::CAPACITY });
@@ -103,7 +105,7 @@ fn simulator_confirms_no_half_of_a_flow() -> Result<()> {
     row.outside(&ask).passes(PassReason::NewFlow, &ask.to("10.244.1.5:53"));
     row.egress(&answer).passes(PassReason::Reply, &answer.from("10.96.0.1:53"));
     for _ in 0..2 {
-        row.outside(&ask).noting(Reason::FlowsFull).passes(PassReason::Forward, &ask.to("10.244.1.5:53"));
+        row.outside(&ask).noting(Reason::FlowsFull).dropped(DropReason::ConntrackFull);
     }
     let traces = run::play(&mut simulated, &row)?;
     for trace in &traces {
@@ -111,6 +113,85 @@ fn simulator_confirms_no_half_of_a_flow() -> Result<()> {
         let replies = trace.flows.values().filter(|flow| flow.flags.has(FlowFlags::REPLY)).count();
         assert_eq!((confirmed, replies, trace.flows.len()), (0, 1, 2), "{}", run::show_flows(&trace.flows));
     }
+    Ok(())
+}
+
+/// S69: a full map refuses new flows and costs open ones nothing, not even one that somebody
+/// closed with a forged RST; and what was refused goes on once there is room.
+#[test]
+fn simulator_refuses_new_flows_alone_when_the_map_is_full() -> Result<()> {
+    let mut simulated = Simulated::of(Capacity { flows: 2, ..run::CAPACITY });
+    let mut row = Row::new("full, TCP");
+    let (front, back) = ("10.96.0.1:80", "10.244.1.5:8080");
+    row.service(Service::new(Proto::TCP).cluster_ip(front).local(back));
+    let ask = |client, flags| tcp(client, front, flags).seq(1001).ack(9001);
+    let answer = |client, flags| tcp(back, client, flags).seq(9001).ack(1001);
+    let [open, new] = ["198.51.100.7:4000", "198.51.100.8:4000"];
+    for client in [open, new] {
+        row.outside(&ask(client, "S")).passes(PassReason::NewFlow, &ask(client, "S").to(back));
+        let syn_ack = answer(client, "SA").seq(9000);
+        row.egress(&syn_ack).passes(PassReason::Reply, &syn_ack.from(front));
+        let (ack, passed) = (ask(client, "A"), ask(client, "A").to(back));
+        if client == open {
+            row.outside(&ack).noting(Reason::Confirmed).passes(PassReason::Forward, &passed);
+        } else {
+            row.outside(&ack).noting(Reason::FlowsFull).dropped(DropReason::ConntrackFull);
+        }
+    }
+    let data = |client| ask(client, "PA").payload(b"GET / HTTP/1.1");
+    row.outside(&data(open)).passes(PassReason::Forward, &data(open).to(back));
+    let forged = ask(open, "R");
+    row.outside(&forged).noting(Reason::Closed).passes(PassReason::Forward, &forged.to(back));
+    row.outside(&ask(new, "A"))
+        .noting(Reason::Confirmed)
+        .passes(PassReason::Forward, &ask(new, "A").to(back));
+    for client in [open, new, open] {
+        let pending = row.outside(&data(client));
+        let pending = pending.noting_if(client == open, Reason::FlowsFull);
+        pending.passes(PassReason::Forward, &data(client).to(back));
+    }
+    let fin = ask(new, "FA");
+    row.outside(&fin).passes(PassReason::Forward, &fin.to(back));
+    let fin = answer(new, "FA");
+    row.egress(&fin).noting(Reason::Closed).passes(PassReason::Reply, &fin.from(front));
+    row.outside(&data(open)).noting(Reason::Confirmed).passes(PassReason::Forward, &data(open).to(back));
+    run::play(&mut simulated, &row).map(drop)
+}
+
+/// The port that a pod's flow is given depends on its tuple alone, as long as it is free:
+/// connections outlive the loss of flow memory. It does not go with the choice of the backend.
+#[test]
+fn simulator_gives_a_tuple_the_same_port_again() -> Result<()> {
+    let mut row = Row::new("ports");
+    row.snat = Snat::Wide;
+    let backends = ["10.244.1.5:53", "10.244.1.7:53", "10.244.1.8:53", "10.244.1.9:53"];
+    let service = Service::new(Proto::UDP).cluster_ip("10.96.0.1:53");
+    let ops = row.service(backends.iter().fold(service, |service, at| service.local(at))).ops();
+    let mut rounds = Vec::new();
+    for chance in [1, 2] {
+        let mut simulated = Simulated::default();
+        simulated.reset(&row)?;
+        simulated.apply(&ops)?;
+        simulated.sim.memory.chance.set(chance);
+        let mut given = BTreeMap::<[u8; 4], Vec<u16>>::new();
+        for client in 40_000..42_000_u16 {
+            let ask = udp(&format!("10.244.1.6:{client}"), "10.96.0.1:53").bytes();
+            let out = simulated.run(Hook::Inside, POD0, &ask)?.bytes;
+            let port = u16::from_be_bytes([out[34], out[35]]);
+            given.entry([out[30], out[31], out[32], out[33]]).or_default().push(port);
+        }
+        rounds.push(given);
+    }
+    assert_eq!(rounds[0].len(), backends.len());
+    let (mut same, mut all) = (0, 0);
+    for (backend, ports) in &rounds[0] {
+        // Who found its port taken draws by chance.
+        same += ports.iter().zip(&rounds[1][backend]).filter(|(one, other)| one == other).count();
+        all += ports.len();
+        let bins: BTreeSet<u16> = ports.iter().map(|port| port / 1024).collect();
+        assert!(bins.len() >= 24, "ports towards {backend:?} are of {} of 25 kibiports", bins.len());
+    }
+    assert!(same * 100 >= all * 95, "{same} of {all} ports were the same again");
     Ok(())
 }
 

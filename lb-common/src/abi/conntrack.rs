@@ -108,6 +108,8 @@ impl FlowFlags {
     pub const LOCAL: Self = Self(1 << 6);
     /// The client is on this node.
     pub const INSIDE: Self = Self(1 << 7);
+    /// On the entry from client to backend: the flow is, or was, in the confirmed map.
+    pub const CONFIRMED: Self = Self(1 << 8);
 
     #[inline(always)]
     pub const fn has(self, other: Self) -> bool {

@@ -76,7 +76,7 @@ reasons! {
         NoRoute = "no_route",
         /// No source port is free towards this backend (S48).
         SnatExhausted = "snat_exhausted",
-        /// The flow could not be remembered.
+        /// The flow could not be remembered, or not be confirmed: its map is full (S69).
         ConntrackFull = "conntrack_full",
         /// Hop limit used up.
         TtlExceeded = "ttl_exceeded",
@@ -94,7 +94,7 @@ reasons! {
 reasons! {
     /// Things worth counting that decide no packet.
     Reason, AFTER_DROP, AFTER_ALL {
-        /// The confirmed-flow map is full: the flow stays in the evictable one.
+        /// A packet found no room for its flow in the confirmed-flow map.
         FlowsFull = "flows_full",
         /// A flow was confirmed.
         Confirmed = "confirmed",

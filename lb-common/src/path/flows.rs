@@ -61,6 +61,8 @@ pub(super) fn over<T: Tables>(tables: &T, proto: Proto, flow: &Flow, place: Plac
 }
 
 /// Remembers that a packet of this direction passed, and moves the flow between its places.
+/// False when the flow is to be confirmed for the first time and there is no room: the packet
+/// must not pass, and a later one tries again (S69).
 #[inline(always)]
 pub(super) fn seen<T: Tables>(
     tables: &T,
@@ -69,7 +71,7 @@ pub(super) fn seen<T: Tables>(
     place: Place,
     flow: &mut Flow,
     pair: &mut Entry,
-) {
+) -> bool {
     let now = ticks(tables);
     let tcp = parsed.tcp;
     let mut flags = flow.flags.with(FlowFlags::SEEN);
@@ -100,7 +102,7 @@ pub(super) fn seen<T: Tables>(
             // A TCP packet without ACK belongs to no open connection.
             let proves = key.proto == Proto::UDP || tcp.0 & (TcpFlags::SYN | TcpFlags::ACK) == TcpFlags::ACK;
             if !reply && !closing && proves {
-                confirm(tables, key, parsed, flow, pair);
+                return confirm(tables, key, parsed, flow, pair);
             }
         }
         Place::Confirmed => {
@@ -109,41 +111,47 @@ pub(super) fn seen<T: Tables>(
             }
         }
     }
+    true
 }
 
 /// Moves a flow to the confirmed map once the other side has answered. For TCP the packet
 /// must acknowledge the server's SYN-ACK, which who forges a source address cannot have seen.
+/// False when a new flow finds no room. One that was confirmed before, and was closed by a RST
+/// that its client did not accept, goes on where it is.
 #[inline(always)]
-fn confirm<T: Tables>(tables: &T, key: &FlowKey, parsed: &Parsed, flow: &Flow, pair: &mut Entry) {
+fn confirm<T: Tables>(tables: &T, key: &FlowKey, parsed: &Parsed, flow: &mut Flow, pair: &mut Entry) -> bool {
     pair.key.set_pair(flow, key.proto);
     if !tables.flow(Place::Transient, &pair.key, &mut pair.flow) {
-        return;
+        return true;
     }
     let theirs = pair.flow.flags;
     // A server that answered with a RST has no connection: what forged packets drew from it
     // must not fill the map that evicts nothing.
     let over = theirs.has(FlowFlags::FIN) || theirs.has(FlowFlags::RST) || flow.flags.has(FlowFlags::FIN);
     if over || !theirs.has(FlowFlags::SEEN) {
-        return;
+        return true;
     }
     let beyond = parsed.acknowledgement.wrapping_sub(pair.flow.expected_ack);
     if theirs.has(FlowFlags::HANDSHAKE) && beyond > ACK_WINDOW {
-        return;
+        return true;
     }
+    let open_before = flow.flags.has(FlowFlags::CONFIRMED);
+    flow.flags = flow.flags.with(FlowFlags::CONFIRMED);
     pair.flow.flags = theirs.without(FlowFlags::HANDSHAKE);
     // Both or none: without the second entry the first must not stay.
     if !tables.put_flow(Place::Confirmed, &pair.key, &pair.flow, false) {
         note(tables, Reason::FlowsFull);
-        return;
+        return open_before;
     }
     if !tables.put_flow(Place::Confirmed, key, flow, false) {
         tables.delete_flow(Place::Confirmed, &pair.key);
         note(tables, Reason::FlowsFull);
-        return;
+        return open_before;
     }
     tables.delete_flow(Place::Transient, key);
     tables.delete_flow(Place::Transient, &pair.key);
     note(tables, Reason::Confirmed);
+    true
 }
 
 /// Moves a flow back to the transient map after a RST, or after the second FIN. What still

@@ -25,8 +25,13 @@ pub(super) fn ingress<P: Packet, T: Tables, N: Network>(
     scratch: &mut Scratch,
     from: Origin,
 ) -> Step {
-    if known(parsed, tables, scratch, from) {
-        return Step::Deliver(PassReason::Forward);
+    match known(parsed, tables, scratch, from) {
+        Known::Yes => return Step::Deliver(PassReason::Forward),
+        Known::WithoutRoom => {
+            tables.count_service(scratch.own.flow.service, ServiceCount::Dropped);
+            return Step::Done(Verdict::Drop(DropReason::ConntrackFull));
+        }
+        Known::No => {}
     }
     let (service, flags) = (scratch.frontend.service, scratch.frontend.flags);
     if flags.has(FrontendFlags::RETIRED) || belongs_to_host(parsed, network, &scratch.own.key, flags) {
@@ -63,14 +68,22 @@ fn belongs_to_host<N: Network>(parsed: &Parsed, network: &N, tuple: &FlowKey, fl
     !tcp.opens() && flags.has(FrontendFlags::NODE_PORT) && network.socket_expects(tuple)
 }
 
-/// Finds the packet's flow and brings it up to date. False when there is none, or it is over,
-/// or has lost its backend: then it is forgotten, and a new one is opened.
+/// What is known of a packet's flow.
+enum Known {
+    /// Nothing, or it is over, or has lost its backend: it was forgotten, a new one is opened.
+    No,
+    Yes,
+    /// It is new, and the map that it would be confirmed in is full.
+    WithoutRoom,
+}
+
+/// Finds the packet's flow and brings it up to date.
 #[inline(always)]
-fn known<T: Tables>(parsed: &Parsed, tables: &T, scratch: &mut Scratch, from: Origin) -> bool {
+fn known<T: Tables>(parsed: &Parsed, tables: &T, scratch: &mut Scratch, from: Origin) -> Known {
     let Scratch { own, pair, frontend, .. } = scratch;
-    let Some(place) = flows::find(tables, &own.key, &mut own.flow) else { return false };
+    let Some(place) = flows::find(tables, &own.key, &mut own.flow) else { return Known::No };
     if own.flow.flags.has(FlowFlags::REPLY) {
-        return false;
+        return Known::No;
     }
     let proto = own.key.proto;
     let renewable = proto == Proto::UDP || parsed.tcp.opens();
@@ -81,11 +94,14 @@ fn known<T: Tables>(parsed: &Parsed, tables: &T, scratch: &mut Scratch, from: Or
             if moved {
                 note(tables, Reason::Moved);
             }
-            return false;
+            return Known::No;
         }
     }
-    flows::seen(tables, &own.key, parsed, place, &mut own.flow, pair);
-    true
+    if flows::seen(tables, &own.key, parsed, place, &mut own.flow, pair) {
+        Known::Yes
+    } else {
+        Known::WithoutRoom
+    }
 }
 
 /// Whether a flow has lost its backend, or its frontend belongs to another Service now, while
@@ -152,10 +168,8 @@ pub(super) fn finish<P: Packet, T: Tables, N: Network>(
     new.set_translated(&own.flow, own.key.proto);
     let route = network.route(&new.source, &new.destination, new.proto).ok()?;
     flows::seen(tables, &own.key, parsed, Place::Confirmed, &mut own.flow, pair);
-    Some(match rewrite(packet, parsed, Rewrite { from: &own.key, to: new, hop: true }) {
-        Some(()) => Verdict::Redirect(reason, route),
-        None => Verdict::Drop(DropReason::RewriteFailed),
-    })
+    let change = Rewrite { from: &own.key, to: new, hop: true };
+    Some(rewritten(packet, parsed, change, Verdict::Redirect(reason, route)))
 }
 
 /// Rewrites the packet of the flow in hand and sends it on: through the stack, or past it for
@@ -171,7 +185,8 @@ pub(super) fn deliver<P: Packet, N: Network>(
     let Scratch { own, new, .. } = scratch;
     new.set_translated(&own.flow, own.key.proto);
     if !own.flow.flags.has(FlowFlags::SNAT) {
-        return onward(packet, parsed, &own.key, new, reason);
+        let change = Rewrite { from: &own.key, to: new, hop: false };
+        return rewritten(packet, parsed, change, Verdict::Pass(reason));
     }
     if parsed.ttl <= 1 {
         return Verdict::Drop(DropReason::TtlExceeded);
@@ -183,23 +198,20 @@ pub(super) fn deliver<P: Packet, N: Network>(
         Err(NoRoute::Unreachable) => return Verdict::Drop(DropReason::NoRoute),
         Err(NoRoute::TooBig) => return Verdict::Drop(DropReason::FragmentationNeeded),
     };
-    match rewrite(packet, parsed, Rewrite { from: &own.key, to: new, hop: true }) {
-        Some(()) => Verdict::Redirect(reason, route),
-        None => Verdict::Drop(DropReason::RewriteFailed),
-    }
+    let change = Rewrite { from: &own.key, to: new, hop: true };
+    rewritten(packet, parsed, change, Verdict::Redirect(reason, route))
 }
 
-/// Rewrites a packet that goes on through the stack.
+/// Rewrites a packet, which then goes the way that `verdict` says.
 #[inline(always)]
-pub(super) fn onward<P: Packet>(
+pub(super) fn rewritten<P: Packet>(
     packet: &mut P,
     parsed: &Parsed,
-    from: &FlowKey,
-    to: &FlowKey,
-    reason: PassReason,
+    change: Rewrite<'_>,
+    verdict: Verdict,
 ) -> Verdict {
-    match rewrite(packet, parsed, Rewrite { from, to, hop: false }) {
-        Some(()) => Verdict::Pass(reason),
+    match rewrite(packet, parsed, change) {
+        Some(()) => verdict,
         None => Verdict::Drop(DropReason::RewriteFailed),
     }
 }
@@ -212,7 +224,7 @@ fn open<T: Tables, N: Network>(
     scratch: &mut Scratch,
     from: Origin,
 ) -> Option<DropReason> {
-    let Scratch { own, pair, rival, rival_pair, frontend, .. } = scratch;
+    let Scratch { own, pair, rival, rival_pair, new, frontend } = scratch;
     if table_for(frontend, from).count == 0 {
         let drops = match from {
             Origin::Inside => FrontendFlags::INSIDE_DROPS,
@@ -265,23 +277,33 @@ fn open<T: Tables, N: Network>(
     pair.flow.destination = own.key.source;
     pair.flow.destination_port = own.key.source_port;
     pair.flow.flags = flags.with(FlowFlags::REPLY);
-    // The client's own port serves, unless the source address is shared or another flow has it.
-    let mut owned = !snat && claim(tables, pair, rival, rival_pair);
-    if !owned {
-        let [low, high] = settings.snat;
-        let total = low.len() + high.len();
-        let mut tries = 0;
-        while tries < PORT_TRIES && !owned {
-            pair.key.destination_port = nth_port(low, high, total, tables.random());
-            owned = claim(tables, pair, rival, rival_pair);
-            if owned && network.socket_owns(&pair.key) {
-                tables.delete_flow(Place::Transient, &pair.key);
-                owned = false;
-            }
-            tries += 1;
-        }
-        own.flow.source_port = pair.key.destination_port;
+    let [low, high] = settings.snat;
+    let total = low.len() + high.len();
+    // A client outside keeps its port as it keeps its address, unless another flow has it. One
+    // inside gets another: it may use its own straight to the same backend, now or later. What
+    // the loop asks for lies in memory: in registers it would be verified once for each way here.
+    new.source_port = Be16::new(0);
+    if !snat && from == Origin::Inside {
+        new.source_port = own.key.source_port;
     }
+    if snat || from == Origin::Inside {
+        // First the port that this tuple stands for, which is the same again after flow memory
+        // was lost. The backend was chosen by the upper half of the hash.
+        pair.key.destination_port = nth_port(low, high, total, hash.rotate_left(16));
+    }
+    let (mut owned, mut tries) = (false, 0);
+    while tries < PORT_TRIES && !owned {
+        if tries > 0 {
+            pair.key.destination_port = nth_port(low, high, total, tables.random());
+        }
+        owned = pair.key.destination_port != new.source_port && claim(tables, pair, rival, rival_pair);
+        if owned && own.flow.flags.has(FlowFlags::SNAT) && network.socket_owns(&pair.key) {
+            tables.delete_flow(Place::Transient, &pair.key);
+            owned = false;
+        }
+        tries += 1;
+    }
+    own.flow.source_port = pair.key.destination_port;
     if !owned {
         return Some(DropReason::SnatExhausted);
     }
@@ -340,10 +362,10 @@ fn claim<T: Tables>(tables: &T, pair: &Entry, rival: &mut Entry, rival_pair: &mu
     tables.put_flow(Place::Transient, &pair.key, &pair.flow, false)
 }
 
-/// The port that a random number stands for in the ranges taken together.
+/// The port that a number out of all 32-bit ones stands for in the ranges taken together.
 #[inline(always)]
-fn nth_port(low: PortRange, high: PortRange, total: u32, random: u32) -> Be16 {
-    let n = ((u64::from(random) * u64::from(total)) >> 32) as u32;
+fn nth_port(low: PortRange, high: PortRange, total: u32, draw: u32) -> Be16 {
+    let n = ((u64::from(draw) * u64::from(total)) >> 32) as u32;
     let port = if n < low.len() { u32::from(low.first) + n } else { u32::from(high.first) + (n - low.len()) };
     Be16::new(port as u16)
 }

@@ -2,7 +2,7 @@
 
 use super::{Network, Place, Scratch, Tables, Verdict, flows, forward};
 use crate::abi::{FlowFlags, PassReason};
-use crate::packet::{Packet, Parsed};
+use crate::packet::{Packet, Parsed, Rewrite};
 
 /// Finds the flow of a reply to a source of ours, as it arrives. False when there is none.
 #[inline(always)]
@@ -49,5 +49,6 @@ pub(super) fn egress<P: Packet, T: Tables>(
     }
     flows::seen(tables, &own.key, parsed, place, &mut own.flow, pair);
     new.set_translated(&own.flow, own.key.proto);
-    forward::onward(packet, parsed, &own.key, new, PassReason::Reply)
+    let change = Rewrite { from: &own.key, to: new, hop: false };
+    forward::rewritten(packet, parsed, change, Verdict::Pass(PassReason::Reply))
 }

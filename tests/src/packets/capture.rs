@@ -33,6 +33,7 @@ struct Family {
     ip: &'static str,
     client: &'static str,
     pod: &'static str,
+    pod_source: &'static str,
     node: &'static str,
     node_port: &'static str,
     cluster: &'static str,
@@ -47,6 +48,7 @@ const V4: Family = Family {
     ip: "ip",
     client: "198.51.100.7:4000",
     pod: "10.244.1.6:4000",
+    pod_source: "10.244.1.6:20000",
     node: "192.0.2.1",
     node_port: "192.0.2.1:30080",
     cluster: "10.96.0.1",
@@ -61,6 +63,7 @@ const V6: Family = Family {
     ip: "ip6",
     client: "[2001:db8:ffff::7]:4000",
     pod: "[fd00:1::6]:4000",
+    pod_source: "[fd00:1::6]:20000",
     node: "2001:db8:1::1",
     node_port: "[2001:db8:1::1]:30080",
     cluster: "fd00:96::1",
@@ -102,10 +105,12 @@ impl Family {
     }
 
     fn inside(&self, name: &str, proto: &str, packets: Vec<(Way, Packet)>) -> Case {
+        let (ip, pod) = (self.ip, host(self.pod));
+        let port = format!("{ip} saddr {pod} meta l4proto {proto} snat to {};", self.pod_source);
         Case {
             name: format!("{name}-{}", self.name),
             service: format!("{proto} cluster-ip {} remote {}", self.cluster_ip, self.remote),
-            rules: self.rules(proto, self.cluster, 80, self.remote, ""),
+            rules: self.rules(proto, self.cluster, 80, self.remote, &port),
             packets,
         }
     }
@@ -172,7 +177,7 @@ fn cases() -> Vec<Case> {
         cases.push(f.remote("tcp-remote", "tcp", remote));
         let local = connection(Outside, f.client, f.node_port, LeavingEth0, f.local, f.client);
         cases.push(f.local("tcp-local", "tcp", local));
-        let inside = connection(Inside, f.pod, f.cluster_ip, LeavingPod0, f.remote, f.pod);
+        let inside = connection(Inside, f.pod, f.cluster_ip, LeavingPod0, f.remote, f.pod_source);
         cases.push(f.inside("tcp-inside", "tcp", inside));
         let own = f.pod.replace("4000", "8080");
         cases.push(f.hairpin("tcp", connection(Inside, f.pod, f.cluster_ip, Inside, &own, f.source)));
@@ -181,7 +186,10 @@ fn cases() -> Vec<Case> {
         cases.push(f.inside(
             "udp-inside",
             "udp",
-            vec![(Inside, udp(f.pod, f.cluster_ip)), (LeavingPod0, udp(f.remote, f.pod).payload(b"a"))],
+            vec![
+                (Inside, udp(f.pod, f.cluster_ip)),
+                (LeavingPod0, udp(f.remote, f.pod_source).payload(b"a")),
+            ],
         ));
         let none = |p: Packet| p.sum(Sum::Zero);
         cases.push(f.remote("udp-without-checksum", "udp", conversation(&none)));

@@ -139,6 +139,8 @@ struct Talk {
     client: SocketAddr,
     front: SocketAddr,
     proto: u8,
+    /// From a pod straight to a backend, whose address `front` is.
+    straight: bool,
     /// How far a connection has come.
     stage: u8,
 }
@@ -180,12 +182,21 @@ impl Speaker<'_> {
             (false, true) => format!("[fd00:1::{}]:{}", 5 + number, 5000 + number),
         };
         let hook = if inside { Hook::Inside } else { Hook::Outside };
-        Talk { hook, client: super::build::at(&client), front: front.at, proto: front.proto, stage: 0 }
+        let (mut at, mut straight) = (front.at, false);
+        if inside && !front.backends.is_empty() && self.chance.one_in(4) {
+            (at, straight) = (self.chance.pick(&front.backends).0, true);
+        }
+        let client = super::build::at(&client);
+        Talk { hook, client, front: at, proto: front.proto, straight, stage: 0 }
     }
 
     fn speak(&mut self, index: usize, model: &Model) -> (Hook, Packet) {
         let talk = self.talks[index].clone();
-        let there = model.translation(talk.client, talk.front, talk.proto);
+        let there = if talk.straight {
+            Some((talk.client, talk.front))
+        } else {
+            model.translation(talk.client, talk.front, talk.proto)
+        };
         let (client, front) = (talk.client.to_string(), talk.front.to_string());
         let size = self.chance.pick(&[0, 1, 2, 7, 64, 200]);
         let payload: Vec<u8> = (0..size).map(|_| self.chance.draw() as u8).collect();

@@ -141,8 +141,11 @@ impl Model {
             ensure!(out.from.ip() == packet.from.ip(), "the client's address was lost");
             ensure!(outcome.code == Code::Pass, "went past the stack");
         }
-        if snat || out.from.port() != packet.from.port() {
-            let port = out.from.port();
+        let (port, own) = (out.from.port(), packet.from.port());
+        if hook == Hook::Inside && !snat {
+            ensure!(port != own, "a pod's own port, which it may use straight to the backend");
+        }
+        if snat || port != own {
             ensure!(
                 self.snat.iter().any(|(first, last)| (*first..=*last).contains(&port)),
                 "source port {port} is in no range"
@@ -166,10 +169,7 @@ impl Model {
             .iter()
             .filter(|(other, seen)| **other != tuple && reply(seen) == taken && other.2 == tuple.2);
         for (other, seen) in others {
-            ensure!(
-                seen.closing || hook == Hook::Inside,
-                "{other:?} has the same tuple towards the backend and is not over"
-            );
+            ensure!(seen.closing, "{other:?} has the same tuple towards the backend and is not over");
         }
         self.flows.retain(|other, seen| *other == tuple || reply(seen) != taken || other.2 != tuple.2);
         let closing = packet.flags & 5 != 0 && packet.read.proto == 6;

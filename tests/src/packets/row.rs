@@ -186,6 +186,11 @@ impl Pending<'_> {
         self
     }
 
+    /// The same, in some of the rows that a function makes.
+    pub fn noting_if(self, when: bool, reason: Reason) -> Self {
+        if when { self.noting(reason) } else { self }
+    }
+
     /// XDP finishes this one; all others it leaves to tc.
     pub fn by_xdp(self) -> Self {
         Self { early: true, ..self }

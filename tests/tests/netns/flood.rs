@@ -20,6 +20,7 @@ fn million_new_sources_cost_no_open_flow() {
         count,
         interval_ms: 1_000,
         deadline_ms: 20_000,
+        from_port: 0,
     };
     let through = outside.open_flows(flows(&["172.30.0.1:30081", "172.30.0.1:30082"], 800)).unwrap();
     let inside = unhooked.open_flows(flows(&["10.96.10.1:80", "[fd00:10:96::a01]:80"], 200)).unwrap();

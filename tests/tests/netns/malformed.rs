@@ -44,7 +44,14 @@ fn bad_objects_are_told_and_disturb_nothing_else() {
     let agent = rig.agent();
     let pod = rig.lab.at(&Place::pod("client")).unwrap();
     let to = "10.96.10.1:80".parse().unwrap();
-    let flows = Flows { proto: Proto::Tcp, to: vec![to], count: 20, interval_ms: 20, deadline_ms: 3_000 };
+    let flows = Flows {
+        proto: Proto::Tcp,
+        to: vec![to],
+        count: 20,
+        interval_ms: 20,
+        deadline_ms: 3_000,
+        from_port: 0,
+    };
     let flows = pod.open_flows(flows).unwrap();
     let load = pod.start_load(Load { ask: Ask::new(Proto::Tcp, to), per_second: 50 }).unwrap();
 

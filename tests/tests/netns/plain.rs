@@ -87,7 +87,14 @@ fn flows_and_loads_lose_nothing_on_a_quiet_network() {
         .flat_map(|pod| [false, true].map(|v6| SocketAddr::new(lab.pod_ip(pod, v6).unwrap(), 8080)))
         .collect();
     let client = lab.at(&Place::pod("client")).unwrap();
-    let flows = |proto, count| Flows { proto, to: to.clone(), count, interval_ms: 20, deadline_ms: 2_000 };
+    let flows = |proto, count| Flows {
+        proto,
+        to: to.clone(),
+        count,
+        interval_ms: 20,
+        deadline_ms: 2_000,
+        from_port: 0,
+    };
     let tcp = client.open_flows(flows(Proto::Tcp, 100)).unwrap();
     let udp = client.open_flows(flows(Proto::Udp, 4)).unwrap();
     let load = client.start_load(Load { ask: Ask::new(Proto::Tcp, to[0]), per_second: 200 }).unwrap();

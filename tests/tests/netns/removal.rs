@@ -23,7 +23,14 @@ fn removed_endpoint_gets_no_new_flow_and_keeps_its_open_ones() {
     let mut running = Vec::new();
     for (helper, to) in &places {
         let to = to.parse().unwrap();
-        let flows = Flows { proto: Proto::Tcp, to: vec![to], count: 20, interval_ms: 20, deadline_ms: 3_000 };
+        let flows = Flows {
+            proto: Proto::Tcp,
+            to: vec![to],
+            count: 20,
+            interval_ms: 20,
+            deadline_ms: 3_000,
+            from_port: 0,
+        };
         let flows = helper.open_flows(flows).unwrap();
         let load = helper.start_load(Load { ask: Ask::new(Proto::Tcp, to), per_second: 100 }).unwrap();
         running.push((helper, flows, load));

@@ -1,10 +1,11 @@
 //! One client port, several addresses of one pod (S34).
 
-use crate::rig::Rig;
+use crate::rig::{Rig, observe};
 use lab::topology::{NODE1, Place};
-use lab::wire::{Ask, Proto};
+use lab::wire::{Ask, Flows, Proto};
 use std::net::SocketAddr;
 use std::thread;
+use std::time::Duration;
 
 #[test]
 fn two_addresses_of_one_pod_do_not_mix() {
@@ -35,4 +36,65 @@ fn two_addresses_of_one_pod_do_not_mix() {
             }
         }
     }
+}
+
+/// A pod's process that no socket hook sees asks for a Service; another one talks to the same
+/// backend without any packet being translated: straight to it, or because its socket was. Both
+/// from one port at a time, in either order.
+#[test]
+fn a_service_and_its_backend_are_used_from_one_port() {
+    let rig = Rig::new();
+    let _agent = rig.agent();
+    let helper = |place| rig.lab.start_helper(&place).unwrap();
+    let (by_packet, straight) = (helper(Place::unhooked("client")), helper(Place::unhooked("client")));
+    let by_socket = helper(Place::pod("client"));
+    // One below the ports that translated flows are given, one among them.
+    let mut ports = (9_100..).zip(15_000..);
+    let mut running = Vec::new();
+    for (frontend, pod) in [
+        ("10.96.10.4:80", "local-app"),
+        ("10.96.10.5:80", "remote-app"),
+        ("[fd00:10:96::a04]:80", "local-app"),
+        ("[fd00:10:96::a05]:80", "remote-app"),
+    ] {
+        let frontend: SocketAddr = frontend.parse().unwrap();
+        let backend = SocketAddr::new(rig.lab.pod_ip(pod, frontend.is_ipv6()).unwrap(), 8080);
+        for proto in [Proto::Tcp, Proto::Udp] {
+            let service = (&by_packet, frontend, "by packet");
+            for other in [(&straight, backend, "straight"), (&by_socket, frontend, "at the socket")] {
+                for order in [[other, service], [service, other]] {
+                    let (low, high) = ports.next().unwrap();
+                    running.extend([low, high].into_iter().flat_map(|from_port| {
+                        order.map(|(helper, to, how)| {
+                            let flow = Flows {
+                                proto,
+                                to: vec![to],
+                                count: 1,
+                                interval_ms: 50,
+                                deadline_ms: 1_000,
+                                from_port,
+                            };
+                            let name = format!("{proto} {to} {how} from {from_port}, first {}", order[0].2);
+                            (name, helper, helper.open_flows(flow))
+                        })
+                    }));
+                }
+            }
+        }
+    }
+    observe(Duration::from_secs(1));
+    let mut failed = Vec::new();
+    for (name, helper, flow) in running {
+        match flow.and_then(|flow| helper.stop_flows(flow)) {
+            Err(error) => failed.push(format!("{name}: {error:#}")),
+            Ok(report) => {
+                let said =
+                    (report.lost(), report.sent().abs_diff(report.echoed()), report.flows[0].strangers);
+                if said != (Vec::new(), 0, 0) || report.echoed() < 5 {
+                    failed.push(format!("{name}: {report:?}"));
+                }
+            }
+        }
+    }
+    assert!(failed.is_empty(), "{} failed:\n{}", failed.len(), failed.join("\n"));
 }

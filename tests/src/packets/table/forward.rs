@@ -3,8 +3,8 @@
 use super::super::build::{Link, Packet, other, tcp, udp};
 use super::super::row::{Hook, Row, Service};
 use super::super::world::{ETH0, ETH1, POD0};
-use super::{Connection, Family, V4, V6, named};
-use lb_common::abi::{Backend, BackendFlags, DropReason, PassReason, Proto};
+use super::{Connection, Family, V4, V6, first, named, reply};
+use lb_common::abi::{Backend, BackendFlags, DropReason, PassReason, Proto, Reason};
 
 pub(super) fn rows() -> Vec<Row> {
     let mut rows = Vec::new();
@@ -25,20 +25,6 @@ pub(super) fn rows() -> Vec<Row> {
     }
     rows.extend([wildcard_is_no_address(), other_families(), unroutable(), stale_table()]);
     rows
-}
-
-/// A first packet of the protocol.
-fn first(proto: Proto, from: &str, to: &str) -> Packet {
-    if proto == Proto::TCP { tcp(from, to, "S") } else { udp(from, to) }
-}
-
-/// The answer to it.
-fn reply(proto: Proto, from: &str, to: &str) -> Packet {
-    if proto == Proto::TCP {
-        tcp(from, to, "SA").seq(9000).ack(1001)
-    } else {
-        udp(from, to).payload(b"answer")
-    }
 }
 
 fn translation(family: &Family, proto: Proto) -> Vec<Row> {
@@ -74,10 +60,11 @@ fn translation(family: &Family, proto: Proto) -> Vec<Row> {
     let mut row = named(&what("from a pod to a local backend and back"), family);
     row.service(family.service(proto).local(family.local));
     let ask = first(proto, family.pod, family.cluster_ip);
-    row.inside(&ask).passes(PassReason::NewFlow, &ask.to(family.local));
-    let answer = reply(proto, family.local, family.pod);
+    row.inside(&ask).passes(PassReason::NewFlow, &ask.from(family.pod_source).to(family.local));
+    let answer = reply(proto, family.local, family.pod_source);
     row.inside(&answer).untouched(PassReason::NoService);
-    row.frame(Hook::Egress, POD0, answer.bytes()).passes(PassReason::Reply, &answer.from(family.cluster_ip));
+    row.frame(Hook::Egress, POD0, answer.bytes())
+        .passes(PassReason::Reply, &answer.from(family.cluster_ip).to(family.pod));
     rows.push(row);
 
     let mut row = named(&what("hairpin"), family);
@@ -102,12 +89,26 @@ fn translation(family: &Family, proto: Proto) -> Vec<Row> {
 fn inside_remote(family: &Family) -> Row {
     let mut row = named("from a pod to a backend on another node", family);
     row.service(family.service(Proto::TCP).remote(family.remote));
+    let ask = |flags| tcp(family.pod, family.cluster_ip, flags).seq(1001).ack(9001);
+    let asked = |packet: &Packet| packet.from(family.pod_source).to(family.remote);
+    let answer = |flags| tcp(family.remote, family.pod_source, flags).seq(9001).ack(1001);
+    let answered = |packet: &Packet| packet.from(family.cluster_ip).to(family.pod);
     let syn = tcp(family.pod, family.cluster_ip, "S");
-    row.inside(&syn).passes(PassReason::NewFlow, &syn.to(family.remote));
-    let syn_ack = tcp(family.remote, family.pod, "SA").seq(9000).ack(1001);
+    row.inside(&syn).passes(PassReason::NewFlow, &asked(&syn));
+    let syn_ack = answer("SA").seq(9000);
     row.outside(&syn_ack).untouched(PassReason::NoService);
-    row.frame(Hook::Egress, POD0, syn_ack.bytes())
-        .passes(PassReason::Reply, &syn_ack.from(family.cluster_ip));
+    row.frame(Hook::Egress, POD0, syn_ack.bytes()).passes(PassReason::Reply, &answered(&syn_ack));
+    let ack = ask("A");
+    row.inside(&ack).noting(Reason::Confirmed).passes(PassReason::Forward, &asked(&ack));
+    let data = answer("PA").payload(b"220 ready");
+    row.outside(&data).untouched(PassReason::NoService);
+    row.frame(Hook::Egress, POD0, data.bytes()).passes(PassReason::Reply, &answered(&data));
+    let fin = ask("FA");
+    row.inside(&fin).passes(PassReason::Forward, &asked(&fin));
+    let fin = answer("FA").ack(1002);
+    row.frame(Hook::Egress, POD0, fin.bytes())
+        .noting(Reason::Closed)
+        .passes(PassReason::Reply, &answered(&fin));
     row
 }
 
@@ -155,7 +156,7 @@ fn node_port(family: &Family) -> Row {
     // The same port of another protocol.
     row.outside(&udp(family.client, family.node_port)).untouched(PassReason::NoService);
     row.inside(&tcp(family.pod, family.node_port, "S"))
-        .passes(PassReason::NewFlow, &tcp(family.pod, family.local, "S"));
+        .passes(PassReason::NewFlow, &tcp(family.pod_source, family.local, "S"));
     row
 }
 
@@ -167,7 +168,7 @@ fn policy(family: &Family) -> Row {
     row.outside(&tcp(family.client, family.external, "S")).dropped(DropReason::NoLocalEndpoint);
     // S46: a pod of this node gets the Cluster set.
     let syn = tcp(family.pod, family.node_port, "S");
-    row.inside(&syn).passes(PassReason::NewFlow, &syn.to(family.remote));
+    row.inside(&syn).passes(PassReason::NewFlow, &syn.from(family.pod_source).to(family.remote));
     row
 }
 
@@ -212,7 +213,7 @@ fn tunnel(family: &Family) -> Row {
     let answer = udp(family.local, family.client).link(Link::None);
     row.egress(&answer).passes(PassReason::Reply, &answer.from(family.node_port));
     let ask = udp(family.pod, family.cluster_ip).link(Link::None);
-    row.inside(&ask).passes(PassReason::NewFlow, &ask.to(family.local));
+    row.inside(&ask).passes(PassReason::NewFlow, &ask.from(family.pod_source).to(family.local));
     let syn = tcp(family.client, &family.node_port.replace("30080", "30081"), "S").link(Link::None);
     row.outside(&syn).redirected(
         PassReason::NewFlow,
@@ -297,7 +298,7 @@ fn unroutable() -> Row {
     row.outside(&tcp(V6.client, V6.cluster_ip, "S")).dropped(DropReason::NoRoute);
     // From a pod the stack would route it.
     let syn = tcp(V4.pod, V4.cluster_ip, "S");
-    row.inside(&syn).passes(PassReason::NewFlow, &syn.to("10.244.9.5:8080"));
+    row.inside(&syn).passes(PassReason::NewFlow, &syn.from(V4.pod_source).to("10.244.9.5:8080"));
     row
 }
 

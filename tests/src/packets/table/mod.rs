@@ -6,7 +6,7 @@ mod snat;
 mod tcp;
 mod udp;
 
-use super::build::{Packet, tcp};
+use super::build::{Packet, tcp, udp};
 use super::row::{Row, Service};
 use super::world::ETH0;
 use lb_common::abi::{PassReason, Proto, Reason};
@@ -25,6 +25,8 @@ struct Family {
     client_too: &'static str,
     stranger: &'static str,
     pod: &'static str,
+    /// The pod's address and the one port of [`super::row::Snat::Low`].
+    pod_source: &'static str,
     cluster_ip: &'static str,
     external: &'static str,
     node_port: &'static str,
@@ -42,6 +44,7 @@ const V4: Family = Family {
     client_too: "198.51.100.7:4001",
     stranger: "198.51.100.8:4000",
     pod: "10.244.1.6:4000",
+    pod_source: "10.244.1.6:20000",
     cluster_ip: "10.96.0.1:80",
     external: "203.0.113.80:80",
     node_port: "192.0.2.1:30080",
@@ -58,6 +61,7 @@ const V6: Family = Family {
     client_too: "[2001:db8:ffff::7]:4001",
     stranger: "[2001:db8:ffff::8]:4000",
     pod: "[fd00:1::6]:4000",
+    pod_source: "[fd00:1::6]:20000",
     cluster_ip: "[fd00:96::1]:80",
     external: "[2001:db8:100::80]:80",
     node_port: "[2001:db8:1::1]:30080",
@@ -79,6 +83,20 @@ impl Family {
 fn named(what: &str, family: &Family) -> Row {
     // Rows live as long as the test.
     Row::new(String::leak(format!("{what}, {}", family.name)))
+}
+
+/// A first packet of the protocol.
+fn first(proto: Proto, from: &str, to: &str) -> Packet {
+    if proto == Proto::TCP { tcp(from, to, "S") } else { udp(from, to) }
+}
+
+/// The answer to it.
+fn reply(proto: Proto, from: &str, to: &str) -> Packet {
+    if proto == Proto::TCP {
+        tcp(from, to, "SA").seq(9000).ack(1001)
+    } else {
+        udp(from, to).payload(b"answer")
+    }
 }
 
 /// A TCP connection from a client outside to a backend on another node, packet by packet.

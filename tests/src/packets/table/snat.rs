@@ -1,9 +1,9 @@
 //! Source ports that we give to flows: which, when they are free again, who else has them.
 
 use super::super::build::{tcp, udp};
-use super::super::row::{Row, Service, Snat};
-use super::super::world::ETH0;
-use super::{Connection, Family, V4, V6, named};
+use super::super::row::{Hook, Row, Service, Snat};
+use super::super::world::{ETH0, POD0};
+use super::{Connection, Family, V4, V6, first, named, reply};
 use lb_common::abi::{DropReason, PassReason, Proto, Reason};
 
 pub(super) fn rows() -> Vec<Row> {
@@ -12,6 +12,10 @@ pub(super) fn rows() -> Vec<Row> {
         rows.extend([high_range(&family), collision(&family), exhausted(&family), host_socket(&family)]);
         rows.extend([freed_by_reset(&family), freed_by_silence(&family), per_backend(&family)]);
         rows.push(unknown_neighbour(&family));
+        for proto in [Proto::TCP, Proto::UDP] {
+            rows.extend([true, false].map(|first| beside_a_direct_flow(&family, proto, first)));
+            rows.push(own_port_is_the_only_one(&family, proto));
+        }
     }
     rows
 }
@@ -44,6 +48,46 @@ fn collision(family: &Family) -> Row {
     row.egress(&answer).passes(PassReason::Reply, &answer.from(family.node_port));
     let answer = tcp(family.local, &other_port, "SA").ack(1001);
     row.egress(&answer).passes(PassReason::Reply, &answer.from(&other_frontend).to(family.client));
+    row
+}
+
+/// S34: a pod's port towards a Service is also its port straight to the backend.
+fn beside_a_direct_flow(family: &Family, proto: Proto, direct_first: bool) -> Row {
+    let order = if direct_first { "after" } else { "before" };
+    let what = format!("{proto} from a pod to a Service, {order} its own port is used without it");
+    let mut row = named(&what, family);
+    row.service(family.service(proto).local(family.local));
+    let ask = first(proto, family.pod, family.cluster_ip);
+    let direct = first(proto, family.pod, family.local);
+    if direct_first {
+        row.inside(&direct).untouched(PassReason::NoService);
+    }
+    row.inside(&ask).passes(PassReason::NewFlow, &ask.from(family.pod_source).to(family.local));
+    if !direct_first {
+        row.inside(&direct).untouched(PassReason::NoService);
+    }
+    let answer = reply(proto, family.local, family.pod_source);
+    row.frame(Hook::Egress, POD0, answer.bytes())
+        .passes(PassReason::Reply, &answer.from(family.cluster_ip).to(family.pod));
+    row.frame(Hook::Egress, POD0, reply(proto, family.local, family.pod).bytes())
+        .untouched(PassReason::NoService);
+    // Neither is forgotten for the other's packets.
+    row.inside(&direct).untouched(PassReason::NoService);
+    row.inside(&ask)
+        .noting_if(proto == Proto::UDP, Reason::Confirmed)
+        .passes(PassReason::Forward, &ask.from(family.pod_source).to(family.local));
+    row
+}
+
+/// A pod's port out of the range that flows are given.
+fn own_port_is_the_only_one(family: &Family, proto: Proto) -> Row {
+    let mut row = named(&format!("{proto} from a pod to a Service, never from the same port"), family);
+    row.service(family.service(proto).local(family.local));
+    row.inside(&first(proto, family.pod_source, family.cluster_ip)).dropped(DropReason::SnatExhausted);
+    let ask = first(proto, family.pod, family.cluster_ip);
+    row.inside(&ask).passes(PassReason::NewFlow, &ask.from(family.pod_source).to(family.local));
+    row.inside(&first(proto, &family.pod.replace("4000", "4001"), family.cluster_ip))
+        .dropped(DropReason::SnatExhausted);
     row
 }
 
