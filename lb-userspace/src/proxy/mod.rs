@@ -4,6 +4,7 @@
 //! knows nothing of Kubernetes or of BPF. Without privilege, it goes on serving what it was
 //! told last when the agent is gone.
 
+pub mod access_log;
 pub mod balance;
 #[expect(dead_code, reason = "forwarding, which follows, uses the rest")]
 mod body;
@@ -20,6 +21,8 @@ mod io;
 pub mod judge;
 mod listener;
 pub mod matcher;
+pub mod metrics;
+pub mod record;
 mod serve;
 mod session;
 pub mod settings;

@@ -13,7 +13,7 @@ mod hello;
 mod tickets;
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 pub use certificates::{Certificates, Expiry, Identity};
 

@@ -34,6 +34,11 @@ pub struct Identity {
 }
 
 impl Identity {
+    /// The first of its names; empty: it has none.
+    pub fn first_name(&self) -> &str {
+        self.names.first().map_or("", AsRef::as_ref)
+    }
+
     /// Says whether the certificate itself names `host`.
     pub fn names(&self, host: &str) -> bool {
         self.names.iter().any(|name| name_covers(name, host))

@@ -19,7 +19,7 @@ use tokio_rustls::TlsConnector;
 use zeroize::Zeroizing;
 
 /// A self-signed certificate for the names.
-pub(super) fn certificate(names: &[&str]) -> Arc<Certificate> {
+pub(in crate::proxy) fn certificate(names: &[&str]) -> Arc<Certificate> {
     certificate_with(names, &KeyPair::generate().unwrap())
 }
 
@@ -47,11 +47,11 @@ pub(super) fn pattern(name: &str) -> HostPattern {
     }
 }
 
-pub(super) fn name(name: &str, of: &str) -> Update {
+pub(in crate::proxy) fn name(name: &str, of: &str) -> Update {
     Update::Name(pattern(name), Some(secret(of)))
 }
 
-pub(super) fn told(name: &str, certificate: &Arc<Certificate>) -> Update {
+pub(in crate::proxy) fn told(name: &str, certificate: &Arc<Certificate>) -> Update {
     Update::Certificate(secret(name), Some(Arc::clone(certificate)))
 }
 
