@@ -3,6 +3,7 @@
 
 use crate::datapath::{Hook, LinkPlan};
 use crate::problem::{Kind, ObjectKey, ObjectRef, Problem};
+use crate::proxy::control::{Scheme, Status};
 use arc_swap::ArcSwap;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -74,6 +75,8 @@ pub struct Board {
     applied_at: AtomicU64,
     /// Problems of listeners, by their name.
     listeners: Mutex<BTreeMap<String, Listener>>,
+    /// What the supervisor tells of itself and the proxies; `None`: there is none.
+    surroundings: Mutex<Option<Status>>,
 }
 
 /// A listening socket of the agent.
@@ -148,7 +151,28 @@ impl Board {
         self.listeners.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 
-    /// All problems: those of the last round, and the listeners'.
+    /// How the supervisor says that things stand.
+    pub fn set_surroundings(&self, status: Status) {
+        let mut seen = [0_usize; 2];
+        for listener in &status.listeners {
+            let (flag, seen) = match listener.name.scheme {
+                Scheme::Http => ("--http-listen", &mut seen[0]),
+                Scheme::Https => ("--https-listen", &mut seen[1]),
+            };
+            *seen += 1;
+            let name = if *seen == 1 { flag.to_string() } else { format!("{flag} ({seen})") };
+            let address = listener.bound.unwrap_or(listener.name.address).to_string();
+            self.set_listener(Listener { name, address, error: listener.error.clone() });
+        }
+        *self.surroundings.lock().unwrap_or_else(PoisonError::into_inner) = Some(status);
+    }
+
+    /// Supervisor and proxies, if this agent has any.
+    pub fn surroundings(&self) -> Option<Status> {
+        self.surroundings.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// All problems: those of the last round, the listeners', and the processes'.
     pub fn problems(&self) -> Vec<Problem> {
         let mut problems = self.snapshot().problems.to_vec();
         problems.extend(self.listeners().into_iter().filter_map(|listener| {
@@ -157,6 +181,8 @@ impl Board {
                 format!("{}: {}; tried again", listener.address, listener.error?),
             ))
         }));
+        let trouble = self.surroundings().and_then(|status| status.trouble);
+        problems.extend(trouble.map(|trouble| agent_problem("--l7", trouble)));
         problems
     }
 }

@@ -28,3 +28,4 @@ pub mod problem;
 pub mod proxy;
 pub mod reconcile;
 pub mod source;
+pub mod supervisor;

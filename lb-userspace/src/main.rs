@@ -10,7 +10,7 @@ fn main() -> ExitCode {
         Err(error) => error.exit(),
     };
     let result = match task {
-        Task::Run(config) => weir::agent::run(*config).map(|()| ExitCode::SUCCESS),
+        Task::Run(config) => weir::supervisor::role::run(*config),
         Task::Ask(verb) => weir::cli::run(verb),
     };
     result.unwrap_or_else(|error| {

@@ -116,6 +116,7 @@ impl<'lab> Agent<'lab> {
             .arg(socket(lab, &setup))
             .args(["--healthz-listen", &format!("[::]:{}", setup.healthz_port)])
             .args(["--metrics-listen", &format!("127.0.0.1:{}", setup.metrics_port)])
+            .arg("--drain-delay=0s")
             .args(&setup.source)
             .args(&setup.more)
             .stdin(Stdio::null())

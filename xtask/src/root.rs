@@ -33,7 +33,7 @@ pub(crate) fn is_root() -> bool {
 
 /// The capabilities that the installed agent has, as setpriv spells them. Here and in the
 /// manifests of `deploy/`, nowhere else.
-const SHIPPED: [&str; 4] = ["bpf", "perfmon", "net_admin", "net_bind_service"];
+const SHIPPED: [&str; 7] = ["bpf", "perfmon", "net_admin", "net_bind_service", "setgid", "setuid", "setpcap"];
 
 /// Returns the command as root: itself, or below sudo.
 ///
@@ -104,6 +104,9 @@ mod tests {
 
     #[test]
     fn only_the_shipped_capabilities_are_kept() {
-        assert_eq!(bounding_set(), "-all,+bpf,+perfmon,+net_admin,+net_bind_service");
+        assert_eq!(
+            bounding_set(),
+            "-all,+bpf,+perfmon,+net_admin,+net_bind_service,+setgid,+setuid,+setpcap"
+        );
     }
 }

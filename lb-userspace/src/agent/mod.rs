@@ -5,12 +5,14 @@
 //! At the end everything in the kernel stays as it is.
 
 mod parts;
+mod supervised;
 
 use crate::admin::Admin;
 use crate::args::{Config, SourceKind};
 use crate::board::Board;
 use crate::datapath::Datapath;
 use crate::http::{self, Answer};
+use crate::link::Link;
 use crate::metrics::Metrics;
 use crate::reconcile::{Handle, Intake, Parts, Reconciler, spawn};
 use crate::source::Syncs;
@@ -20,6 +22,7 @@ use hyper::body::Incoming;
 use hyper::{Request, StatusCode};
 use std::collections::BTreeSet;
 use std::future::Future;
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
@@ -31,12 +34,16 @@ const BATCHES: usize = 64;
 /// Longest wait for a round to end at shutdown.
 const LAST_ROUND: Duration = Duration::from_secs(5);
 
-/// Runs the agent until SIGTERM or SIGINT.
+/// Runs the agent until SIGTERM or SIGINT, or the end of the supervisor that started it.
 ///
 /// # Errors
 /// When a part cannot be built; what was in the kernel before is untouched then.
 pub fn run(config: Config) -> anyhow::Result<()> {
     logs::init(&config.log);
+    let supervisor = match config.role {
+        Some(_) => Some(supervised::inherit()?),
+        None => None,
+    };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .thread_name("weir")
@@ -56,7 +63,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
             let config = config.clone();
             move || parts::datapath(&config)
         };
-        serve(config, open, stop).await
+        serve_with(config, open, stop, supervisor).await
     });
     // A listing that hangs must not hold up the end.
     runtime.shutdown_background();
@@ -72,7 +79,15 @@ pub async fn serve(
     open: impl FnOnce() -> anyhow::Result<Box<dyn Datapath>> + Send + 'static,
     stop: impl Future<Output = ()>,
 ) -> anyhow::Result<()> {
-    let mut stop = std::pin::pin!(stop);
+    serve_with(config, open, stop, None).await
+}
+
+async fn serve_with(
+    config: Config,
+    open: impl FnOnce() -> anyhow::Result<Box<dyn Datapath>> + Send + 'static,
+    stop: impl Future<Output = ()>,
+    supervisor: Option<OwnedFd>,
+) -> anyhow::Result<()> {
     tracing::info!(version = env!("CARGO_PKG_VERSION"), node = config.node_name, "weir starts");
     if config.l7.is_some() {
         tracing::warn!("Ingress is not served yet: --l7 on has no effect");
@@ -83,9 +98,17 @@ pub async fn serve(
     lock::prepare(&config.state_dir)?;
     let (board, metrics) = (Arc::<Board>::default(), Arc::<Metrics>::default());
     let handle = Arc::<OnceLock<Handle>>::default();
+    let link = Link::default();
     // Dropping the set ends all tasks in it.
     let mut tasks = JoinSet::new();
-    listen(&mut tasks, &config, &board, &metrics, &handle);
+    listen(&mut tasks, &config, &board, &metrics, &handle, &link);
+    let (up, supervisor_gone) = supervised::follow(&mut tasks, supervisor, &link, &board)?;
+    let mut stop = std::pin::pin!(async {
+        tokio::select! {
+            () = stop => {}
+            () = supervisor_gone => tracing::warn!("the supervisor is gone"),
+        }
+    });
 
     let standby = || tracing::info!("another agent runs on this node: standing by");
     let _lock = tokio::select! {
@@ -139,6 +162,8 @@ pub async fn serve(
         }
     });
 
+    up.notify_one();
+
     tokio::select! {
         () = &mut stop => {}
         _ = &mut ended => anyhow::bail!("the reconciler ended; see the log"),
@@ -159,6 +184,7 @@ fn listen(
     board: &Arc<Board>,
     metrics: &Arc<Metrics>,
     handle: &Arc<OnceLock<Handle>>,
+    link: &Link,
 ) {
     let answer = {
         let (board, metrics) = (Arc::clone(board), Arc::clone(metrics));
@@ -170,15 +196,23 @@ fn listen(
     tasks.spawn(http::serve_tcp("--healthz-listen", config.http.healthz, Arc::clone(board), answer));
     let answer = {
         let (metrics, handle) = (Arc::clone(metrics), Arc::clone(handle));
+        let (board, link) = (Arc::clone(board), link.clone());
         move |request: Request<Incoming>| {
             let (metrics, handle) = (Arc::clone(&metrics), handle.get().cloned());
-            async move { measure(request.uri().path(), &metrics, handle).await }
+            let (board, link) = (Arc::clone(&board), link.clone());
+            async move { measure(request.uri().path(), &metrics, handle, &board, &link).await }
         }
     };
     tasks.spawn(http::serve_tcp("--metrics-listen", config.http.metrics, Arc::clone(board), answer));
 }
 
-async fn measure(path: &str, metrics: &Metrics, handle: Option<Handle>) -> Answer {
+async fn measure(
+    path: &str,
+    metrics: &Metrics,
+    handle: Option<Handle>,
+    board: &Board,
+    link: &Link,
+) -> Answer {
     match path {
         "/metrics" => {
             let reading = match handle {
@@ -187,7 +221,11 @@ async fn measure(path: &str, metrics: &Metrics, handle: Option<Handle>) -> Answe
                 None => None,
             };
             let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-            http::answer(StatusCode::OK, content_type, metrics.text(reading))
+            let mut text = metrics.text(reading);
+            if let Some(status) = board.surroundings() {
+                supervised::append(&mut text, &status, link).await;
+            }
+            http::answer(StatusCode::OK, content_type, text)
         }
         "/proxyMode" => http::answer(StatusCode::OK, "text/plain", "ebpf"),
         _ => http::answer(StatusCode::NOT_FOUND, "text/plain", "try /metrics or /proxyMode\n"),

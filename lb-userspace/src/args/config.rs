@@ -1,6 +1,6 @@
 //! The checked configuration, one sub-struct for each part of the agent.
 
-use super::run::{AccessLogFormat, AutoOff, LogFormat, LogLevel, RunArgs, TcAttach, Xdp};
+use super::run::{AccessLogFormat, AutoOff, LogFormat, LogLevel, Role, RunArgs, TcAttach, Xdp};
 use super::value::{AccessLog, Devices, NodePortAddresses};
 use crate::model::ModelOptions;
 use crate::problem::ObjectKey;
@@ -23,6 +23,8 @@ const PROTECTED_PORTS: [u16; 5] = [22, 6443, 10249, 10250, 10256];
 /// Everything that `weir run` was told.
 #[derive(Clone, Debug)]
 pub struct Config {
+    /// `None`: what was started by hand.
+    pub role: Option<Role>,
     pub node_name: String,
     pub state_dir: PathBuf,
     pub source: SourceConfig,
@@ -91,6 +93,10 @@ pub struct L7Config {
     /// Services of type ExternalName are served (I22).
     pub external_names: bool,
     pub drain_timeout: Duration,
+    /// Between the wish to end and the end of new connections (I73).
+    pub drain_delay: Duration,
+    /// User and group of the proxy (H43).
+    pub proxy_user: u32,
     pub access_log: AccessLog,
     pub access_log_format: AccessLogFormat,
 }
@@ -164,6 +170,7 @@ impl Config {
             SourceKind::Manifests { paths: args.manifests, service_cidrs: args.service_cidr.0 }
         };
         Ok(Self {
+            role: args.role,
             node_name,
             source: SourceConfig { kind, nodeport_range: args.nodeport_range },
             model: ModelOptions {
@@ -203,6 +210,8 @@ impl Config {
                 body_size: (args.proxy_body_size != 0).then_some(args.proxy_body_size),
                 external_names: args.external_names,
                 drain_timeout: args.drain_timeout,
+                drain_delay: args.drain_delay,
+                proxy_user: args.proxy_user,
                 access_log: args.access_log,
                 access_log_format: args.access_log_format,
             }),

@@ -37,7 +37,9 @@ pub(super) fn with_defaults(command: Command, path: &Path) -> Result<Command, St
         let flag = key.replace('_', "-");
         let arg = run
             .get_arguments()
-            .find(|arg| arg.get_long() == Some(&flag) && flag != "config" || is_alias(arg, &flag))
+            .find(|arg| {
+                arg.get_long() == Some(&flag) && !["config", "role"].contains(&&*flag) || is_alias(arg, &flag)
+            })
             .ok_or_else(|| format!("{key}: no such flag"))?;
         let id = arg.get_id().clone();
         let mut texts = value.texts();

@@ -11,7 +11,7 @@ pub mod value;
 pub use config::{
     ApiConfig, Config, HttpConfig, L4Config, L7Config, LogConfig, PublishConfig, SourceConfig, SourceKind,
 };
-pub use run::{AccessLogFormat, LogFormat, LogLevel, Onoff, RunArgs, Xdp};
+pub use run::{AccessLogFormat, LogFormat, LogLevel, Onoff, Role, RunArgs, Xdp};
 pub use value::AccessLog;
 
 use clap::error::ErrorKind;

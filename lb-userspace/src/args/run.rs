@@ -63,6 +63,13 @@ pub enum AutoOff {
     Off,
 }
 
+/// What a process that `weir run` starts is for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum Role {
+    Agent,
+    Proxy,
+}
+
 const SOURCE: &str = "Objects";
 const NODE: &str = "Node";
 const L4: &str = "Services (L4)";
@@ -194,6 +201,12 @@ pub struct RunArgs {
     /// Longest that open requests are waited for at the end
     #[arg(long, env = "WEIR_DRAIN_TIMEOUT", value_name = "TIME", value_parser = duration, default_value = "240s", help_heading = L7)]
     pub drain_timeout: Duration,
+    /// From the wish to end until connections are refused, for load balancers to notice
+    #[arg(long, env = "WEIR_DRAIN_DELAY", value_name = "TIME", value_parser = duration, default_value = "3s", help_heading = L7)]
+    pub drain_delay: Duration,
+    /// User and group that requests are served as
+    #[arg(long, env = "WEIR_PROXY_USER", value_name = "ID", value_parser = clap::value_parser!(u32).range(1..), default_value = "65532", hide = true, help_heading = L7)]
+    pub proxy_user: u32,
     /// Where requests are logged
     #[arg(long, env = "WEIR_ACCESS_LOG", value_name = "off|FILE|-", default_value = "-", help_heading = L7)]
     pub access_log: AccessLog,
@@ -220,4 +233,8 @@ pub struct RunArgs {
     /// Log of the eBPF programs; costs nothing when off
     #[arg(long, env = "WEIR_BPF_LOG", value_name = "LEVEL", value_enum, default_value = "off", help_heading = LOGS)]
     pub bpf_log: LogLevel,
+
+    /// What this process is for; set by `weir run` itself
+    #[arg(long, value_name = "ROLE", value_enum, hide = true)]
+    pub role: Option<Role>,
 }

@@ -11,17 +11,21 @@ mod body;
 pub mod channel;
 #[expect(dead_code, reason = "forwarding, which follows, uses the rest")]
 mod conn;
+pub mod control;
 #[expect(dead_code, reason = "forwarding, which follows, uses the rest")]
 mod deadline;
 mod drain;
 pub mod engine;
 #[expect(dead_code, reason = "forwarding, which follows, uses the rest")]
 mod error;
+pub mod handover;
 mod io;
 pub mod judge;
 mod listener;
 pub mod matcher;
 pub mod metrics;
+mod privileges;
+pub mod process;
 pub mod record;
 mod serve;
 mod session;

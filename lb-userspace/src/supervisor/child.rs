@@ -1,0 +1,173 @@
+//! Starting a process of ours and hearing what becomes of it.
+//!
+//! It gets the supervisor's own arguments and its role; its standard input is its control
+//! socket. A proxy gets no variable that could name a credential.
+
+use super::state::{Program, Who};
+use crate::proxy::control::{self, Control, Order, Report};
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use tokio::sync::mpsc;
+
+/// Orders that may wait for a process that does not read.
+const ORDERS: usize = 256;
+
+/// What a child said or did.
+#[derive(Debug)]
+pub(super) enum Heard {
+    Said(Report),
+    /// It ended; the text says how.
+    Ended {
+        clean: bool,
+        how: String,
+    },
+}
+
+/// How processes are started.
+#[derive(Debug)]
+pub(super) struct Launcher {
+    /// Where our program was when we were started.
+    program: PathBuf,
+    args: Vec<OsString>,
+}
+
+/// A process of ours.
+#[derive(Debug)]
+pub(super) struct Child {
+    pub(super) pid: u32,
+    orders: mpsc::Sender<(Order, Option<OwnedFd>)>,
+}
+
+impl Launcher {
+    /// Remembers program and arguments of this process.
+    ///
+    /// # Errors
+    /// When the program's path cannot be found out.
+    pub(super) fn new() -> io::Result<Self> {
+        Ok(Self { program: std::env::current_exe()?, args: std::env::args_os().collect() })
+    }
+
+    /// Starts a process; what it says goes to `heard`.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub(super) fn start(
+        &self,
+        who: Who,
+        program: Program,
+        heard: mpsc::Sender<(Who, Heard)>,
+    ) -> io::Result<Child> {
+        let role = match who {
+            Who::Agent => "agent",
+            Who::Proxy(_) => "proxy",
+        };
+        let mut command = match program {
+            // The running file itself: it may have been replaced at its path.
+            Program::Own => Command::new("/proc/self/exe"),
+            Program::OnDisk => Command::new(&self.program),
+        };
+        if let Some(name) = self.args.first() {
+            command.arg0(name);
+        }
+        if matches!(who, Who::Proxy(_)) {
+            command.env_clear().envs(std::env::vars_os().filter(|(name, _)| harmless(name)));
+        }
+        let (ours, theirs) = control::pair()?;
+        command.args(with_role(&self.args, role)).stdin(Stdio::from(theirs));
+        let child = tokio::process::Command::from(command).spawn()?;
+        let control = Control::new(ours)?;
+        let pid = child.id().unwrap_or_default();
+        let (orders, waiting) = mpsc::channel(ORDERS);
+        tokio::spawn(attend(who, child, control, waiting, heard));
+        Ok(Child { pid, orders })
+    }
+}
+
+impl Child {
+    /// Gives an order. One that a process has no room for is lost: it hangs.
+    pub(super) fn order(&self, order: Order, handed: Option<OwnedFd>) {
+        if self.orders.try_send((order, handed)).is_err() {
+            tracing::warn!(pid = self.pid, "a process takes no orders");
+        }
+    }
+}
+
+/// The arguments without the program's name, and the role among them.
+fn with_role(args: &[OsString], role: &str) -> Vec<OsString> {
+    let mut args: Vec<OsString> = args.iter().skip(1).cloned().collect();
+    let after = args.iter().position(|arg| arg == "run").map_or(0, |at| at + 1);
+    args.insert(after, format!("--role={role}").into());
+    args
+}
+
+/// What a proxy's environment keeps: our own flags but those that lead to the API server, and
+/// what logs and panics look at.
+fn harmless(name: &OsStr) -> bool {
+    let name = name.to_string_lossy();
+    let own = name.starts_with("WEIR_") && !["WEIR_KUBECONFIG", "WEIR_APISERVER"].contains(&&*name);
+    own || ["RUST_LOG", "RUST_BACKTRACE", "NODE_NAME", "TZ"].contains(&&*name)
+}
+
+/// Carries orders and reports to and fro until the process has ended.
+async fn attend(
+    who: Who,
+    mut child: tokio::process::Child,
+    control: Control,
+    mut orders: mpsc::Receiver<(Order, Option<OwnedFd>)>,
+    heard: mpsc::Sender<(Who, Heard)>,
+) {
+    let mut listening = true;
+    let ended = loop {
+        tokio::select! {
+            biased;
+            report = control.recv::<Report>(), if listening => match report {
+                // The supervisor is ending when nobody hears.
+                Ok(Some((report, _))) => drop(heard.send((who, Heard::Said(report))).await),
+                Ok(None) | Err(_) => listening = false,
+            },
+            ended = child.wait() => break ended,
+            Some((order, handed)) = orders.recv() => {
+                // One that ends is told nothing more.
+                let handed = handed.as_ref().map(AsFd::as_fd);
+                let _gone = control.send(&order, handed).await;
+            }
+        }
+    };
+    let (clean, how) = match ended {
+        Ok(status) => (status.success(), status.to_string()),
+        Err(error) => (false, error.to_string()),
+    };
+    let _ending = heard.send((who, Heard::Ended { clean, how })).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_role_stands_behind_the_verb() {
+        let args = ["weir", "run", "--l4", "off", "--"].map(OsString::from);
+        assert_eq!(with_role(&args, "proxy"), ["run", "--role=proxy", "--l4", "off", "--"]);
+    }
+
+    #[test]
+    fn a_proxy_inherits_no_credential() {
+        for (name, kept) in [
+            ("WEIR_HTTP_LISTEN", true),
+            ("RUST_LOG", true),
+            ("KUBECONFIG", false),
+            ("WEIR_KUBECONFIG", false),
+            ("WEIR_APISERVER", false),
+            ("KUBERNETES_SERVICE_HOST", false),
+            ("AWS_SECRET_ACCESS_KEY", false),
+            ("PATH", false),
+            ("LD_PRELOAD", false),
+        ] {
+            assert_eq!(harmless(OsStr::new(name)), kept, "{name}");
+        }
+    }
+}
