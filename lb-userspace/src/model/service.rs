@@ -61,6 +61,7 @@ pub(super) fn build(
         .flatten()
         .filter_map(|slice| objects.slices.get(slice))
         .map(|slice| &**slice)
+        .filter(|slice| !slice.headless)
         .collect();
     let mut state =
         ServiceState { problems: endpoints::problems(&slices, options), ..ServiceState::default() };

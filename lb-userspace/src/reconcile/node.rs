@@ -109,6 +109,7 @@ impl Reconciler {
         let slices =
             objects.slices_of.get(key).into_iter().flatten().filter_map(|key| objects.slices.get(key));
         let here = slices
+            .filter(|slice| !slice.headless)
             .flat_map(|slice| &slice.endpoints)
             .filter(|endpoint| endpoint.node.as_deref() == Some(objects.node_name.as_str()));
         let local: BTreeSet<IpAddr> = here.map(|endpoint| endpoint.addr).collect();

@@ -145,6 +145,7 @@ fn slice(name: &str, ips: &[&str]) -> Object {
         key: key(&format!("{name}-1")),
         service: key(name),
         managed: true,
+        headless: false,
         ports: vec![SlicePort { name: String::new(), proto: Proto::TCP, port: 8080 }],
         endpoints: ips
             .iter()

@@ -324,6 +324,7 @@ fn written_slices_take_over_and_give_back() {
         key: key("by-hand"),
         service: key("web"),
         managed: false,
+        headless: false,
         ports: vec![crate::source::SlicePort { name: String::new(), proto: Proto::TCP, port: 7 }],
         endpoints: Vec::new(),
         trigger_time: None,
@@ -342,11 +343,22 @@ fn services_without_a_selector_or_an_address_get_no_endpoints() {
     for (name, spec) in [
         ("none", json!({"ports": ports()})),
         ("empty", json!({"selector": {}, "ports": ports()})),
-        ("headless", selecting(json!({"clusterIP": "None"}))),
         ("name", selecting(json!({"type": "ExternalName"}))),
         ("elsewhere", json!({"selector": {"app": "web", "tier": "back"}, "ports": ports()})),
     ] {
         bench.service(name, spec);
         assert_eq!(bench.endpoints(name), Vec::<String>::new(), "{name}");
     }
+}
+
+#[test]
+fn a_headless_service_gets_endpoints_that_l4_does_not_see() {
+    let mut bench = Bench::new();
+    bench.pod("a", app(&["10.1.0.1"]));
+    bench.service("headless", selecting(json!({"clusterIP": "None"})));
+    assert_eq!(bench.endpoints("headless").len(), 1);
+    assert!(bench.objects.slices.values().all(|slice| slice.headless));
+    bench.service("headless", selecting(json!({})));
+    assert_eq!(bench.endpoints("headless").len(), 1);
+    assert!(bench.objects.slices.values().all(|slice| !slice.headless));
 }

@@ -147,10 +147,11 @@ impl KubeSource {
 
     async fn watch_services(&self, client: Client, doubt: &Notify, teller: &Teller) {
         let project = |service: Service| Ok(Object::Service(project::service(&service)));
-        // Another proxy's and headless ones are never even sent (S1).
-        let config = watcher::Config::default()
-            .labels(&format!("!{}", project::PROXY_NAME_LABEL))
-            .fields("spec.clusterIP!=None");
+        let mut config = watcher::Config::default();
+        if self.options.ingress.is_none() {
+            // L4 has no use for another proxy's and headless ones: they are never even sent (S1).
+            config = config.labels(&format!("!{}", project::PROXY_NAME_LABEL)).fields("spec.clusterIP!=None");
+        }
         watch::watch(Whole { kind: Kind::Service, project }, Api::all(client), config, doubt, teller).await;
     }
 
@@ -161,7 +162,10 @@ impl KubeSource {
             // One that was ours and lost its label must be forgotten.
             None => Err(reference(Kind::EndpointSlice, &slice)),
         };
-        let config = watcher::Config::default().labels(&format!("!{}", project::HEADLESS_LABEL));
+        let mut config = watcher::Config::default();
+        if self.options.ingress.is_none() {
+            config = config.labels(&format!("!{}", project::HEADLESS_LABEL));
+        }
         watch::watch(Whole { kind: Kind::EndpointSlice, project }, Api::all(client), config, doubt, teller)
             .await;
     }
@@ -269,7 +273,7 @@ impl Teller {
 
 /// Pauses that double, each varied by half, so that a thousand nodes do not come back at once.
 #[derive(Debug, Default)]
-struct Backoff {
+pub(crate) struct Backoff {
     failures: u32,
 }
 
@@ -277,19 +281,19 @@ impl Backoff {
     const FIRST: Duration = Duration::from_millis(500);
     const LONGEST: Duration = Duration::from_secs(30);
 
-    fn next(&mut self) -> Duration {
+    pub(crate) fn next(&mut self) -> Duration {
         let pause = Self::FIRST.saturating_mul(1 << self.failures.min(16)).min(Self::LONGEST);
         self.failures += 1;
         jittered(pause)
     }
 
-    fn reset(&mut self) {
+    pub(crate) fn reset(&mut self) {
         self.failures = 0;
     }
 }
 
 /// Between half and one and a half of a time.
-fn jittered(time: Duration) -> Duration {
+pub(crate) fn jittered(time: Duration) -> Duration {
     // Each `RandomState` has keys of its own: random enough to spread retries.
     let random = RandomState::new().build_hasher().finish() % 1024;
     time / 2 + time * u32::try_from(random).unwrap_or_default() / 1024

@@ -259,6 +259,11 @@ async fn ingresses_are_watched_in_the_namespace_that_was_asked_for() {
     let place = "/apis/networking.k8s.io/v1/namespaces/shop/ingresses?";
     assert!(asked.iter().all(|request| request.starts_with(place)), "{asked:?}");
     assert!(bench.fake.asked("secrets").is_empty(), "nobody needs one");
+    // Headless Services are served too (I19), and so are another L4 proxy's.
+    for kind in ["services", "endpointslices"] {
+        let asked = bench.fake.asked(kind);
+        assert!(!asked.is_empty() && asked.iter().all(|request| !request.contains("Selector")), "{asked:?}");
+    }
 }
 
 #[tokio::test]

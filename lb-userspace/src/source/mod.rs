@@ -137,6 +137,8 @@ pub struct EndpointSlice {
     /// Says of itself that the endpoint slice controller made it (H38). Anybody may write that:
     /// it counts only for a Service with a selector.
     pub managed: bool,
+    /// Carries the label that hides it from L4 (S1): L7 serves headless Services (I19).
+    pub headless: bool,
     pub ports: Vec<SlicePort>,
     pub endpoints: Vec<Endpoint>,
     /// Annotation `endpoints.kubernetes.io/last-change-trigger-time`, ns since the epoch (S59).
@@ -248,6 +250,8 @@ pub struct Ingress {
     pub tls: Vec<IngressTls>,
     /// `status.loadBalancer.ingress`, as it stands (I69).
     pub status: Vec<StatusAddress>,
+    /// The field manager of Weir's that wrote it, if one did: only then may it be taken away (I4).
+    pub status_manager: Option<String>,
     pub problems: Vec<FieldProblem>,
 }
 

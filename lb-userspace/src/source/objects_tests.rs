@@ -14,6 +14,7 @@ fn slice(name: &str, service: &str, version: i64) -> Object {
         key: key(name),
         service: key(service),
         managed: true,
+        headless: false,
         ports: Vec::new(),
         endpoints: Vec::new(),
         trigger_time: Some(version),

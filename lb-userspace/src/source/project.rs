@@ -19,7 +19,7 @@ mod service;
 mod slice;
 mod syntax;
 
-pub use ingress::ingress;
+pub use ingress::{MANAGER_PREFIX, ingress};
 pub use ingress_class::ingress_class;
 pub use node::node;
 pub use pod::{MissingReady, pod};
@@ -29,7 +29,7 @@ pub use slice::slice;
 
 /// Label that gives a Service to another proxy (S1).
 pub const PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
-/// Label that hides an EndpointSlice (S1).
+/// Label that hides an EndpointSlice from L4 (S1).
 pub const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
 /// Label that names the Service of an EndpointSlice (S3).
 pub const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";

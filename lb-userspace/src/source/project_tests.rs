@@ -186,11 +186,6 @@ fn slices_that_are_not_ours_are_none() {
     for (name, labels, address_type) in [
         ("no label", json!({}), "IPv4"),
         ("empty label", json!({"kubernetes.io/service-name": ""}), "IPv4"),
-        (
-            "headless",
-            json!({"kubernetes.io/service-name": "a", "service.kubernetes.io/headless": ""}),
-            "IPv4",
-        ),
         ("names", labels(), "FQDN"),
     ] {
         let object = json!({"metadata": {"name": "s", "labels": labels}, "addressType": address_type});

@@ -42,6 +42,8 @@ impl ServiceDraft {
         let named = cluster_ip_texts(spec).len();
         let mut to = service(&from);
         let has_address = addressed(&to);
+        // A headless Service has none of its own, and endpoints all the same (I19).
+        let has_endpoints = has_address || to.headless;
         let mut unassigned: Vec<Family> = Vec::new();
         if has_address {
             to.problems.extend(problems);
@@ -55,8 +57,8 @@ impl ServiceDraft {
         };
         Self {
             targets: targets(&spec, &to),
-            selector: spec.selector.filter(|selector| !selector.is_empty() && has_address),
-            families: if has_address { families } else { Vec::new() },
+            selector: spec.selector.filter(|selector| !selector.is_empty() && has_endpoints),
+            families: if has_endpoints { families } else { Vec::new() },
             unassigned,
             wants_node_ports: node_ports && has_address,
             service: to,

@@ -111,6 +111,7 @@ impl Workloads {
                 key: ObjectKey::new(&key.namespace, made_name(&key.name, draft.families[order], *number)),
                 service: key.clone(),
                 managed: true,
+                headless: draft.service.headless,
                 ports: ports
                     .into_iter()
                     .map(|(i, number)| SlicePort {

@@ -7,9 +7,13 @@ use crate::source::{
     BackendPort, Ingress, IngressBackend, IngressPath, IngressRule, IngressTls, PathType, StatusAddress,
 };
 use k8s_openapi::api::networking::v1 as api;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 /// Annotation that named the class before `spec.ingressClassName` did (I3).
 const CLASS_ANNOTATION: &str = "kubernetes.io/ingress.class";
+
+/// What the names of the field managers begin with under which Weir writes.
+pub const MANAGER_PREFIX: &str = "weir:";
 
 /// What one Ingress may hold, at most; the rest is told and ignored. The API server bounds the
 /// whole object (1.5 MiB) and no list in it.
@@ -48,6 +52,7 @@ pub fn ingress(from: &api::Ingress) -> Ingress {
         rules: rules(spec, &mut faults),
         tls: tls(spec, &mut faults),
         status: status(from),
+        status_manager: status_manager(meta),
         problems: faults.0,
     }
 }
@@ -217,6 +222,20 @@ fn status(from: &api::Ingress) -> Vec<StatusAddress> {
         ip.or_else(|| name.map(|name| StatusAddress::Hostname(name.to_owned())))
     };
     ingress.iter().take(STATUS).filter_map(address).collect()
+}
+
+/// The manager of Weir's that `status.loadBalancer.ingress` belongs to.
+fn status_manager(meta: &ObjectMeta) -> Option<String> {
+    let entries = meta.managed_fields.as_deref().unwrap_or_default();
+    let ours = entries.iter().find(|entry| {
+        let manager = entry.manager.as_deref().unwrap_or_default();
+        let fields =
+            entry.fields_v1.as_ref().map(|fields| &fields.0["f:status"]["f:loadBalancer"]["f:ingress"]);
+        manager.starts_with(MANAGER_PREFIX)
+            && entry.subresource.as_deref() == Some("status")
+            && fields.is_some_and(|fields| !fields.is_null())
+    });
+    ours.and_then(|entry| entry.manager.clone())
 }
 
 #[cfg(test)]

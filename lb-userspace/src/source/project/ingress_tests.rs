@@ -79,6 +79,21 @@ fn everything_that_routes_are_made_of_is_read() {
 }
 
 #[test]
+fn whose_a_status_is_follows_from_its_field_manager() {
+    let of = |manager: &str, subresource: &str, fields: Value| {
+        let entry = json!({"manager": manager, "operation": "Apply", "subresource": subresource,
+            "apiVersion": "networking.k8s.io/v1", "fieldsType": "FieldsV1", "fieldsV1": fields});
+        let foreign = json!({"manager": "kubectl", "operation": "Update", "fieldsV1": {"f:spec": {}}});
+        read(json!({"metadata": {"name": "a", "managedFields": [foreign, entry]}})).status_manager
+    };
+    let fields = json!({"f:status": {"f:loadBalancer": {"f:ingress": {}}}});
+    assert_eq!(of("weir:x", "status", fields.clone()).as_deref(), Some("weir:x"));
+    assert_eq!(of("nginx-ingress-controller", "status", fields.clone()), None);
+    assert_eq!(of("weir:x", "", fields), None);
+    assert_eq!(of("weir:x", "status", json!({"f:status": {"f:loadBalancer": {}}})), None);
+}
+
+#[test]
 fn a_rule_that_the_api_server_would_refuse_is_ignored_alone() {
     let rule = |host: &str| json!({"host": host, "http": {"paths": [{"path": "/", "pathType": "Exact", "backend": web()}]}});
     let hosts = ["a.example", "A.example", "192.0.2.1", "[::1]", "b.*.example", "c.example:80", "d.example."];

@@ -14,15 +14,11 @@ const TRIGGER_TIME: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 
 /// Projects an EndpointSlice to its compact form.
 ///
-/// `None` when it is none of ours: hidden by its label (S1), of no Service, or of names instead
-/// of addresses (S3). Whoever knew it before must then forget it.
+/// `None` when it is none of ours: of no Service, or of names instead of addresses (S3). Whoever knew it before must then forget it.
 pub fn slice(from: &api::EndpointSlice, names: &mut Names) -> Option<EndpointSlice> {
     let meta = &from.metadata;
     let labels = meta.labels.as_ref()?;
     let service = labels.get(SERVICE_NAME_LABEL).filter(|name| !name.is_empty())?;
-    if labels.contains_key(HEADLESS_LABEL) {
-        return None;
-    }
     let mut faults = Faults::default();
     let expected = match from.address_type.as_str() {
         "IPv4" => Some(Family::V4),
@@ -45,6 +41,7 @@ pub fn slice(from: &api::EndpointSlice, names: &mut Names) -> Option<EndpointSli
         key: ObjectKey::new(namespace, meta.name.as_deref().unwrap_or_default()),
         service: ObjectKey::new(namespace, service),
         managed: labels.get(MANAGED_BY_LABEL).is_some_and(|by| by == SLICE_CONTROLLER),
+        headless: labels.contains_key(HEADLESS_LABEL),
         ports: ports(from, &mut faults),
         endpoints,
         trigger_time: trigger
