@@ -297,6 +297,7 @@ pub enum Object {
 
 /// What a source says.
 #[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant, reason = "nearly all changes are the large one")]
 pub enum Change {
     /// Added or changed.
     Upsert(Object),

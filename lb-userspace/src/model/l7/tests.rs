@@ -98,6 +98,7 @@ fn slice(service: &str, endpoints: &[&str]) -> EndpointSlice {
         key: key(&format!("{service}-1")),
         service: key(service),
         managed: true,
+        headless: false,
         ports: vec![SlicePort { name: "http".into(), proto: Proto::TCP, port: 8080 }],
         endpoints: endpoints.iter().map(|text| endpoint(text)).collect(),
         trigger_time: None,
