@@ -7,11 +7,16 @@
 
 use crate::proxy::deadline::{Deadline, Deadlines};
 use crate::proxy::engine::Scheme;
+use crate::proxy::judge::io::Ledger;
+use crate::proxy::table::InFlight;
+use crate::proxy::tls::Facts;
+use crate::proxy::upstream::Http1;
 use crate::proxy::worker::Worker;
 use http::HeaderValue;
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Waker};
 
 /// What the client owes next.
@@ -43,8 +48,11 @@ pub(super) enum Expiry {
 pub(super) struct Conn {
     pub(super) worker: Rc<Worker>,
     pub(super) peer: SocketAddr,
-    pub(super) local: SocketAddr,
     pub(super) scheme: Scheme,
+    /// What the handshake agreed on; none over plain TCP.
+    pub(super) tls: OnceCell<Facts>,
+    /// What the judge of raw bytes has to say; none over HTTP/2.
+    pub(super) ledger: OnceCell<Arc<Ledger>>,
     /// The peer's address as `X-Real-IP` has it.
     pub(super) peer_text: HeaderValue,
     /// Whether forwarded headers of the peer are believed.
@@ -58,21 +66,34 @@ pub(super) struct Conn {
     open: Cell<u32>,
     draining: Cell<bool>,
     ended: Cell<bool>,
+    /// An answer was broken off: the connection must not look as if it ended in order.
+    broken_off: Cell<bool>,
+    /// An answer was given before its request was read: the rest is to be waited for.
+    lingers: Cell<bool>,
+    tunnel: RefCell<Option<Tunnel>>,
     waker: RefCell<Option<Waker>>,
+}
+
+/// What an upgraded connection is connected to.
+pub(super) struct Tunnel {
+    pub(super) connection: Box<Http1>,
+    pub(super) in_flight: InFlight,
+    pub(super) websocket: bool,
 }
 
 /// Counts a request as open at its connection for as long as it lives.
 pub(super) struct Open(Rc<Conn>);
 
 impl Conn {
-    pub(super) fn new(worker: &Rc<Worker>, peer: SocketAddr, local: SocketAddr, scheme: Scheme) -> Rc<Self> {
+    pub(super) fn new(worker: &Rc<Worker>, peer: SocketAddr, scheme: Scheme) -> Rc<Self> {
         let deadlines: &Rc<Deadlines> = &worker.deadlines;
         let settings = &worker.shared.settings;
         let address = peer.ip().to_canonical();
         let conn = Self {
             peer,
-            local,
             scheme,
+            tls: OnceCell::new(),
+            ledger: OnceCell::new(),
             // An address is nothing but hex digits, dots and colons.
             peer_text: HeaderValue::try_from(address.to_string())
                 .unwrap_or(HeaderValue::from_static("unknown")),
@@ -85,6 +106,9 @@ impl Conn {
             open: Cell::new(0),
             draining: Cell::new(worker.connections.is_draining()),
             ended: Cell::new(false),
+            broken_off: Cell::new(false),
+            lingers: Cell::new(false),
+            tunnel: RefCell::new(None),
             waker: RefCell::new(None),
             worker: Rc::clone(worker),
         };
@@ -183,6 +207,31 @@ impl Conn {
 
     pub(super) fn has_ended(&self) -> bool {
         self.ended.get()
+    }
+
+    pub(super) fn breaks_off(&self) {
+        self.broken_off.set(true);
+    }
+
+    pub(super) fn is_broken_off(&self) -> bool {
+        self.broken_off.get()
+    }
+
+    pub(super) fn will_linger(&self) {
+        self.lingers.set(true);
+    }
+
+    pub(super) fn lingers(&self) -> bool {
+        self.lingers.get()
+    }
+
+    /// Behind the answer that is given now, the connection is a tunnel.
+    pub(super) fn will_tunnel(&self, tunnel: Tunnel) {
+        *self.tunnel.borrow_mut() = Some(tunnel);
+    }
+
+    pub(super) fn take_tunnel(&self) -> Option<Tunnel> {
+        self.tunnel.borrow_mut().take()
     }
 
     /// Wakes the connection's task.

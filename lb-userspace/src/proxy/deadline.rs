@@ -91,15 +91,6 @@ impl Deadline {
         }
     }
 
-    pub(super) fn is_set(&self) -> bool {
-        self.all.slots.borrow().get(self.key).is_some_and(|slot| slot.at != NEVER)
-    }
-
-    /// Tells whether it has passed; the task is not remembered.
-    pub(super) fn has_passed(&self) -> bool {
-        self.all.slots.borrow().get(self.key).is_some_and(|slot| slot.at <= self.all.now())
-    }
-
     /// Tells whether it has passed; if not, the task is woken when it does, whenever that is.
     pub(super) fn poll(&self, cx: &Context<'_>) -> bool {
         let now = self.all.now();
@@ -145,7 +136,7 @@ mod tests {
         let waker = Waker::from(Arc::clone(&count));
         let cx = Context::from_waker(&waker);
         let deadline = all.add();
-        assert!(!deadline.poll(&cx) && !deadline.is_set());
+        assert!(!deadline.poll(&cx));
 
         deadline.set(Duration::from_secs(60));
         assert!(!deadline.poll(&cx));
@@ -156,10 +147,10 @@ mod tests {
         all.tick();
         all.tick();
         assert_eq!(count.0.load(Ordering::Relaxed), 1);
-        assert!(deadline.poll(&cx) && deadline.has_passed());
+        assert!(deadline.poll(&cx));
 
         deadline.clear();
-        assert!(!deadline.has_passed() && !deadline.poll(&cx));
+        assert!(!deadline.poll(&cx));
         drop(deadline);
         assert!(all.slots.borrow().is_empty());
     }

@@ -6,6 +6,7 @@
 
 use crate::model::routes::Update;
 use crate::proxy::table::RoutingTable;
+use crate::proxy::tls::{Acceptor, Certificates};
 use crate::proxy::worker::{self, Command};
 use anyhow::Context;
 use arc_swap::ArcSwap;
@@ -21,6 +22,7 @@ pub use crate::proxy::settings::{ClientLimits, Scheme, Settings, UpstreamLimits}
 /// A running engine; serving ends at once when it is dropped.
 pub struct Engine {
     shared: Arc<Shared>,
+    certificates: Arc<Certificates>,
     /// One update at a time: a table is made from the one before.
     updating: Mutex<()>,
     workers: Vec<Worker>,
@@ -31,6 +33,7 @@ pub(super) struct Shared {
     pub(super) settings: Settings,
     pub(super) table: ArcSwap<RoutingTable>,
     pub(super) started: Instant,
+    pub(super) tls: Acceptor,
     /// Open client connections.
     pub(super) connections: AtomicUsize,
 }
@@ -48,14 +51,16 @@ impl Engine {
     /// When a thread or its runtime cannot be started.
     pub fn start(settings: Settings) -> anyhow::Result<Self> {
         let count = settings.workers.max(1);
+        let certificates = Certificates::new().context("TLS cannot be set up")?;
         let shared = Arc::new(Shared {
+            tls: Acceptor::new(Arc::clone(&certificates), settings.tls),
             settings,
             table: ArcSwap::default(),
             started: Instant::now(),
             connections: AtomicUsize::new(0),
         });
         let workers = (0..count).map(|n| Worker::start(n, &shared)).collect::<anyhow::Result<_>>()?;
-        Ok(Self { shared, updating: Mutex::new(()), workers })
+        Ok(Self { shared, certificates, updating: Mutex::new(()), workers })
     }
 
     /// Serves what arrives at a socket, which is bound and listening.
@@ -76,6 +81,7 @@ impl Engine {
     /// they do not name is dropped.
     pub fn update(&self, updates: Vec<Update>, whole: bool) {
         let _one = self.updating.lock().unwrap_or_else(PoisonError::into_inner);
+        self.certificates.update(&updates, whole);
         let next = self.shared.table.load().updated(&updates, whole);
         self.shared.table.store(Arc::new(next));
     }

@@ -4,16 +4,28 @@
 //! live on, and gives back first what was read to find out which protocol is spoken.
 
 use crate::proxy::conn::Conn;
+use crate::proxy::tls::TlsStream;
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 /// A client's connection, plain or within TLS.
 pub(super) enum Stream {
     Plain(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+impl Stream {
+    fn tcp(&self) -> &TcpStream {
+        match self {
+            Self::Plain(tcp) => tcp,
+            Self::Tls(tls) => tls.get_ref().0,
+        }
+    }
 }
 
 pub(super) struct ClientIo {
@@ -35,9 +47,14 @@ impl ClientIo {
 
     /// Waits for something to read, without a buffer to read it into.
     pub(super) async fn readable(&self) -> io::Result<()> {
-        match &self.stream {
-            Stream::Plain(tcp) => tcp.readable().await,
-        }
+        self.stream.tcp().readable().await
+    }
+
+    /// Makes the end of the connection a reset: the client is not to take it for an orderly
+    /// end of what it was sent (H11).
+    pub(super) fn reset(&self) {
+        // It fails only when the connection is gone already.
+        let _ = socket2::SockRef::from(self.stream.tcp()).set_linger(Some(Duration::ZERO));
     }
 }
 
@@ -60,6 +77,7 @@ impl AsyncRead for ClientIo {
         let before = buf.filled().len();
         ready!(match &mut this.stream {
             Stream::Plain(tcp) => Pin::new(tcp).poll_read(cx, buf),
+            Stream::Tls(tls) => Pin::new(tls).poll_read(cx, buf),
         })?;
         if buf.filled().len() > before {
             this.conn.has_read();
@@ -83,6 +101,7 @@ impl AsyncWrite for ClientIo {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let result = match &mut self.stream {
             Stream::Plain(tcp) => Pin::new(tcp).poll_write(cx, buf),
+            Stream::Tls(tls) => Pin::new(tls).poll_write(cx, buf),
         };
         self.tell(result)
     }
@@ -94,6 +113,7 @@ impl AsyncWrite for ClientIo {
     ) -> Poll<io::Result<usize>> {
         let result = match &mut self.stream {
             Stream::Plain(tcp) => Pin::new(tcp).poll_write_vectored(cx, bufs),
+            Stream::Tls(tls) => Pin::new(tls).poll_write_vectored(cx, bufs),
         };
         self.tell(result)
     }
@@ -105,12 +125,14 @@ impl AsyncWrite for ClientIo {
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut self.stream {
             Stream::Plain(tcp) => Pin::new(tcp).poll_flush(cx),
+            Stream::Tls(tls) => Pin::new(tls).poll_flush(cx),
         }
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut self.stream {
             Stream::Plain(tcp) => Pin::new(tcp).poll_shutdown(cx),
+            Stream::Tls(tls) => Pin::new(tls).poll_shutdown(cx),
         }
     }
 }

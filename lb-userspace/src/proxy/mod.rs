@@ -6,24 +6,23 @@
 
 pub mod access_log;
 pub mod balance;
-#[expect(dead_code, reason = "forwarding, which follows, uses the rest")]
 mod body;
 pub mod channel;
-#[expect(dead_code, reason = "forwarding, which follows, uses the rest")]
 mod conn;
 pub mod control;
-#[expect(dead_code, reason = "forwarding, which follows, uses the rest")]
 mod deadline;
 mod drain;
 pub mod engine;
-#[expect(dead_code, reason = "forwarding, which follows, uses the rest")]
 mod error;
+mod forward;
 pub mod handover;
+mod headers;
 mod io;
 pub mod judge;
 mod listener;
 pub mod matcher;
 pub mod metrics;
+mod pool;
 mod privileges;
 pub mod process;
 pub mod record;
@@ -33,5 +32,7 @@ pub mod settings;
 pub mod table;
 pub mod target;
 pub mod tls;
-#[expect(dead_code, reason = "forwarding, which follows, uses the rest")]
+mod upgrade;
+mod upload;
+mod upstream;
 mod worker;

@@ -4,64 +4,176 @@
 //! host, the route on which all readings of the path agree (H32), the redirect to HTTPS, the
 //! body's size; then it is forwarded.
 
-use crate::model::routes::{Action, Target};
+use crate::model::routes::{Action, Target, VirtualHost};
 use crate::proxy::body::AnswerBody;
-use crate::proxy::conn::Conn;
+use crate::proxy::conn::{Conn, Open};
+use crate::proxy::deadline::Deadline;
 use crate::proxy::engine::Scheme;
 use crate::proxy::error::{self, Refusal};
-use crate::proxy::matcher;
-use http::header::{CONNECTION, HOST};
+use crate::proxy::forward::{self, Failed, Job};
+use crate::proxy::judge::io::Turn;
+use crate::proxy::upload::{Cut, Source};
+use crate::proxy::{headers, matcher, target};
+use http::header::{CONNECTION, CONTENT_LENGTH, HOST, UPGRADE};
 use http::request::Parts;
-use http::{HeaderValue, Method, Request, Response, StatusCode};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
-use std::convert::Infallible;
+use std::future::{Future, poll_fn};
+use std::pin::pin;
 use std::rc::Rc;
+use std::task::Poll;
+use std::time::Duration;
 
-/// Answers a request. The connection's own error handling is left for what the client is to
-/// see as an abort.
-pub(super) async fn serve(
-    conn: Rc<Conn>,
-    request: Request<Incoming>,
-) -> Result<Response<AnswerBody>, Infallible> {
+/// Answers a request. An error makes hyper break the connection or stream off.
+pub(super) async fn serve(conn: Rc<Conn>, request: Request<Incoming>) -> Result<Response<AnswerBody>, Cut> {
     let open = conn.begin();
-    let (parts, _body) = request.into_parts();
-    let mut response = match route(&conn, &parts) {
-        Ok(response) => response,
-        Err(refusal) => refusal.answer(error::is_grpc(&parts.headers)),
+    let turn = match conn.ledger.get().map(|ledger| ledger.begin()) {
+        None => None,
+        Some(Ok(turn)) => Some(turn),
+        Some(Err(reason)) => {
+            // Its fields are the stand-in's, not the client's.
+            let status = StatusCode::from_u16(reason.status()).unwrap_or(StatusCode::BAD_REQUEST);
+            return Ok(finish(&conn, open, Refusal::Judged(status).answer(false)));
+        }
     };
-    if conn.is_last() && !conn.is_h2() {
+    let (parts, body) = request.into_parts();
+    let grpc = error::is_grpc(&parts.headers);
+    let source = Source::new(body, &conn, grpc);
+    let answered = answer(&conn, &parts, source.clone(), grpc).await;
+    let response = match answered {
+        Ok(response) => {
+            if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+                turn.into_iter().for_each(Turn::upgraded);
+            }
+            response
+        }
+        Err(Failed::Refused(refusal)) => refuse(&conn, refusal, source.is_some(), grpc),
+        Err(Failed::Abandoned) => {
+            // A body that the judge refused still gets its answer.
+            let reason = turn.as_ref().and_then(Turn::refusal).ok_or(Cut)?;
+            let status = StatusCode::from_u16(reason.status()).unwrap_or(StatusCode::BAD_REQUEST);
+            refuse(&conn, Refusal::Judged(status), true, grpc)
+        }
+    };
+    Ok(finish(&conn, open, response))
+}
+
+/// The proxy's own answer. Where a body follows that nobody will read, it is the last one.
+fn refuse(conn: &Conn, refusal: Refusal, has_body: bool, grpc: bool) -> Response<AnswerBody> {
+    let mut response = refusal.answer(grpc);
+    if has_body && !conn.is_h2() {
+        conn.will_linger();
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
+}
+
+fn finish(conn: &Conn, open: Open, mut response: Response<AnswerBody>) -> Response<AnswerBody> {
+    if conn.is_h2() {
+        response.headers_mut().remove(CONNECTION);
+    } else if conn.is_last() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
     response.body_mut().keep(open);
-    Ok(response)
+    response
 }
 
-fn route(conn: &Conn, parts: &Parts) -> Result<Response<AnswerBody>, Refusal> {
+async fn answer(
+    conn: &Rc<Conn>,
+    parts: &Parts,
+    source: Option<Rc<Source>>,
+    grpc: bool,
+) -> Result<Response<AnswerBody>, Failed> {
     if parts.method == Method::CONNECT {
-        return Err(Refusal::Method);
+        return Err(Failed::Refused(Refusal::Method));
     }
-    let authority = authority(parts)?;
-    let name = matcher::host_name(authority);
+    let authority = authority(conn, parts)?;
+    let name = matcher::host_name(authority.to_str().unwrap_or_default());
+    if conn.tls.get().is_some_and(|facts| !name.is_empty() && !facts.covers(&name)) {
+        return Err(Failed::Refused(Refusal::Misdirected));
+    }
     let table = conn.worker.table();
-    let host = matcher::virtual_host(&*table, &name).ok_or(Refusal::NoRoute)?;
-    let matched = matcher::action(host, parts.uri.path().as_bytes()).ok_or(Refusal::NoRoute)?;
-    if let Some(response) = https_redirect(conn, parts, matched.action, &name) {
+    let host = matcher::virtual_host(&*table, &name).ok_or(Failed::Refused(Refusal::NoRoute))?;
+    let action = route(host, parts)?;
+    if let Some(response) = https_redirect(conn, parts, action, &name) {
         return Ok(response);
     }
-    match &matched.action.target {
-        Target::Pool(_) | Target::Unavailable(_) => Err(Refusal::NoEndpoint),
-    }
+    let pool = match &action.target {
+        Target::Pool(key) => table.pool(key).ok_or(Failed::Refused(Refusal::NoEndpoint))?,
+        Target::Unavailable(_) => return Err(Failed::Refused(Refusal::NoEndpoint)),
+    };
+    check_length(conn, parts)?;
+    let total = if grpc { grpc_timeout(conn, &parts.headers) } else { None };
+    let upgrade = if source.is_none() { wanted_upgrade(conn, parts) } else { None };
+    let job = Job { conn, parts, authority: &authority, pool, source, upgrade };
+    let Some(total) = total else { return forward::forward(job).await };
+    let mut forwarding = pin!(forward::forward(job));
+    let response = poll_fn(|cx| match forwarding.as_mut().poll(cx) {
+        Poll::Pending if total.poll(cx) => Poll::Ready(Err(Failed::Refused(Refusal::OriginTooSlow))),
+        polled => polled,
+    })
+    .await;
+    response.map(|mut response| {
+        response.body_mut().limit(total);
+        response
+    })
 }
 
-/// The host and port that the request is for: the target's, if it has one (H9).
-fn authority(parts: &Parts) -> Result<&str, Refusal> {
-    if let Some(authority) = parts.uri.authority() {
-        return Ok(authority.as_str());
+/// The host and port that the request is for: the target's, if it has one, else the field's
+/// (H9). Over HTTP/2 both must say the same (H14).
+fn authority(conn: &Conn, parts: &Parts) -> Result<HeaderValue, Failed> {
+    let bad = Failed::Refused(Refusal::BadRequest);
+    let field = parts.headers.get(HOST);
+    let Some(authority) = parts.uri.authority() else {
+        return match field {
+            Some(host) if conn.is_h2() && !is_authority(host.as_bytes()) => Err(bad),
+            Some(host) => Ok(host.clone()),
+            None if parts.version == Version::HTTP_10 => Ok(HeaderValue::from_static("")),
+            None => Err(bad),
+        };
+    };
+    if conn.is_h2() {
+        let is_same =
+            |host: &HeaderValue| host.as_bytes().eq_ignore_ascii_case(authority.as_str().as_bytes());
+        let count = parts.headers.get_all(HOST).iter().count();
+        if count > 1 || !field.is_none_or(is_same) || !is_authority(authority.as_str().as_bytes()) {
+            return Err(bad);
+        }
     }
-    match parts.headers.get(HOST) {
-        Some(host) => host.to_str().map_err(|_| Refusal::BadRequest),
-        None => Ok(""),
+    HeaderValue::from_str(authority.as_str()).map_err(|_| bad)
+}
+
+/// Tells whether this is a host, with a port if it likes, and nothing else. HTTP/1 is judged
+/// on its raw bytes; this is for HTTP/2.
+fn is_authority(text: &[u8]) -> bool {
+    let (host, port) = match text.iter().rposition(|byte| *byte == b':') {
+        Some(colon) if !text[colon..].contains(&b']') => (&text[..colon], &text[colon + 1..]),
+        _ => (text, &b""[..]),
+    };
+    let is_host = match host {
+        [b'[', address @ .., b']'] => {
+            address.iter().all(|byte| byte.is_ascii_hexdigit() || b":.".contains(byte))
+        }
+        name => name.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+;=".contains(byte)),
+    };
+    !host.is_empty() && is_host && port.len() <= 5 && port.iter().all(u8::is_ascii_digit)
+}
+
+/// The route on which all readings of the path agree (H32).
+fn route<'a>(host: &'a VirtualHost, parts: &Parts) -> Result<&'a Action, Failed> {
+    let path = parts.uri.path();
+    let select = |path: &[u8]| matcher::action(host, path).map(|matched| matched.rule);
+    if path == "*" {
+        // OPTIONS of the whole server belongs to no path: the host's default, if it has one.
+        return host.default.as_ref().ok_or(Failed::Refused(Refusal::NoRoute));
     }
+    let rule = target::agree(path.as_bytes(), select).map_err(|_| Failed::Refused(Refusal::BadPath))?;
+    let action = match rule {
+        None => None,
+        Some(None) => host.default.as_ref(),
+        Some(Some(at)) => host.rules.get(at).map(|rule| &rule.action),
+    };
+    action.ok_or(Failed::Refused(Refusal::NoRoute))
 }
 
 /// The answer that sends a plain request to HTTPS (I39). Certificate authorities ask over
@@ -69,7 +181,7 @@ fn authority(parts: &Parts) -> Result<&str, Refusal> {
 fn https_redirect(conn: &Conn, parts: &Parts, action: &Action, name: &str) -> Option<Response<AnswerBody>> {
     let status = action.https_redirect.and_then(|status| StatusCode::from_u16(status).ok())?;
     let exempt = parts.uri.path().starts_with("/.well-known/acme-challenge/");
-    if conn.scheme == Scheme::Https || exempt || name.is_empty() {
+    if exempt || name.is_empty() || headers::origin(&parts.headers, conn).scheme == Scheme::Https {
         return None;
     }
     let port = match conn.worker.shared.settings.https_port {
@@ -79,4 +191,75 @@ fn https_redirect(conn: &Conn, parts: &Parts, action: &Action, name: &str) -> Op
     let target = parts.uri.path_and_query().map_or("/", |target| target.as_str());
     let location = HeaderValue::try_from(format!("https://{name}{port}{target}")).ok()?;
     Some(error::redirect(status, location))
+}
+
+/// A body that says that it is too large is refused before any of it is read (I57). HTTP/1
+/// lengths are judged on the raw bytes; HTTP/2 must not say two.
+fn check_length(conn: &Conn, parts: &Parts) -> Result<(), Failed> {
+    let mut lengths = parts.headers.get_all(CONTENT_LENGTH).iter();
+    let Some(length) = lengths.next() else { return Ok(()) };
+    let digits = length.as_bytes().iter().all(u8::is_ascii_digit);
+    let length = length.to_str().ok().filter(|_| digits && lengths.next().is_none());
+    let length = length.and_then(|length| length.parse::<u64>().ok());
+    let length = length.ok_or(Failed::Refused(Refusal::BadRequest))?;
+    let limit = conn.worker.shared.settings.client.body_size;
+    if limit != 0 && length > limit { Err(Failed::Refused(Refusal::BodyTooLarge)) } else { Ok(()) }
+}
+
+/// The protocol that the client asks to switch to, where that may be (H8, H35): HTTP/1.1, no
+/// body, and not h2c, which is never forwarded.
+fn wanted_upgrade<'a>(conn: &Conn, parts: &'a Parts) -> Option<&'a HeaderValue> {
+    if conn.is_h2() || parts.version != Version::HTTP_11 || parts.method != Method::GET {
+        return None;
+    }
+    let mut fields = parts.headers.get_all(UPGRADE).iter();
+    let protocol = fields.next().filter(|_| fields.next().is_none())?;
+    let is_token = |byte: &u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~/".contains(byte);
+    let is_sound = !protocol.is_empty() && protocol.as_bytes().iter().all(is_token);
+    let asked = parts.headers.get_all(CONNECTION).iter().any(|value| {
+        value
+            .as_bytes()
+            .split(|byte| *byte == b',')
+            .any(|token| token.trim_ascii().eq_ignore_ascii_case(b"upgrade"))
+    });
+    let is_websocket = protocol.as_bytes().eq_ignore_ascii_case(b"websocket");
+    let may = is_sound && asked && !protocol.as_bytes().to_ascii_lowercase().starts_with(b"h2c");
+    (may && (!is_websocket || is_handshake(&parts.headers))).then_some(protocol)
+}
+
+/// RFC 6455 section 4.2.1: version 13 and a key of 16 bytes in base64.
+fn is_handshake(headers: &HeaderMap) -> bool {
+    let mut keys = headers.get_all("sec-websocket-key").iter();
+    let mut versions = headers.get_all("sec-websocket-version").iter();
+    let is_key = |key: &HeaderValue| match key.as_bytes() {
+        [text @ .., b'=', b'='] => {
+            text.len() == 22 && text.iter().all(|byte| byte.is_ascii_alphanumeric() || b"+/".contains(byte))
+        }
+        _ => false,
+    };
+    keys.next().is_some_and(is_key)
+        && keys.next().is_none()
+        && versions.next().is_some_and(|version| version.as_bytes() == b"13")
+        && versions.next().is_none()
+}
+
+/// A gRPC client's own deadline: at most 8 digits and a unit.
+fn grpc_timeout(conn: &Conn, headers: &HeaderMap) -> Option<Deadline> {
+    let (unit, digits) = headers.get("grpc-timeout")?.as_bytes().split_last()?;
+    if digits.len() > 8 || !digits.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    let count: u64 = std::str::from_utf8(digits).ok()?.parse().ok()?;
+    let time = match unit {
+        b'H' => Duration::from_secs(count.saturating_mul(3600)),
+        b'M' => Duration::from_secs(count.saturating_mul(60)),
+        b'S' => Duration::from_secs(count),
+        b'm' => Duration::from_millis(count),
+        b'u' => Duration::from_micros(count),
+        b'n' => Duration::from_nanos(count),
+        _ => return None,
+    };
+    let deadline = conn.worker.deadlines.add();
+    deadline.set(time);
+    Some(deadline)
 }

@@ -6,8 +6,11 @@
 use crate::proxy::conn::{Conn, Expiry};
 use crate::proxy::engine::Scheme;
 use crate::proxy::io::{ClientIo, Stream};
-use crate::proxy::serve;
+use crate::proxy::judge::io::Judged;
+use crate::proxy::judge::io::frames::Counted;
+use crate::proxy::tls::{Alpn, Facts, TlsStream};
 use crate::proxy::worker::Worker;
+use crate::proxy::{serve, upgrade};
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -60,15 +63,45 @@ impl Drop for Listed {
 
 /// Serves a connection that was just accepted.
 pub(super) async fn serve(worker: Rc<Worker>, tcp: TcpStream, peer: SocketAddr, scheme: Scheme) {
-    let Ok(local) = tcp.local_addr() else { return };
-    let conn = Conn::new(&worker, peer, local, scheme);
+    let conn = Conn::new(&worker, peer, scheme);
     let _listed = Listed::new(&conn);
-    let mut io = ClientIo::new(Stream::Plain(tcp), Rc::clone(&conn));
-    match begins_with_preface(&mut io, &conn).await {
+    let mut alpn = Alpn::None;
+    let stream = match scheme {
+        Scheme::Http => Stream::Plain(tcp),
+        Scheme::Https => {
+            let Some((stream, facts)) = handshake(&conn, tcp).await else { return };
+            alpn = facts.alpn;
+            let _first = conn.tls.set(facts);
+            Stream::Tls(Box::new(stream))
+        }
+    };
+    let mut io = ClientIo::new(stream, Rc::clone(&conn));
+    let is_http2 = match alpn {
+        Alpn::H2 => Some(true),
+        Alpn::Http1 => Some(false),
+        Alpn::None => begins_with_preface(&mut io, &conn).await,
+    };
+    match is_http2 {
         Some(true) => Box::pin(serve_http2(io, conn)).await,
         Some(false) => Box::pin(serve_http1(io, conn)).await,
         None => {}
     }
+}
+
+/// Does the handshake, unless the drain is over before it is.
+async fn handshake(conn: &Conn, tcp: TcpStream) -> Option<(TlsStream<TcpStream>, Facts)> {
+    let mut accepting = pin!(conn.worker.shared.tls.accept(tcp));
+    poll_fn(|cx| {
+        if let Poll::Ready(result) = accepting.as_mut().poll(cx) {
+            return Poll::Ready(result.ok());
+        }
+        // It has a limit of its own.
+        match conn.poll_expiry(cx) {
+            Some(Expiry::End) => Poll::Ready(None),
+            Some(Expiry::Idle | Expiry::Head | Expiry::Write) | None => Poll::Pending,
+        }
+    })
+    .await
 }
 
 /// Reads until it is known whether HTTP/2 is spoken. `None`: nothing came.
@@ -110,10 +143,12 @@ async fn serve_http1(io: ClientIo, conn: Rc<Conn>) {
         let conn = Rc::clone(&conn);
         service_fn(move |request| serve::serve(Rc::clone(&conn), request))
     };
+    let (judged, ledger) = Judged::new(io);
+    let _first = conn.ledger.set(ledger);
     let mut http = http1::Builder::new()
         .max_buf_size(HTTP1_BUFFER)
         .header_read_timeout(None)
-        .serve_connection(TokioIo::new(io), service);
+        .serve_connection(TokioIo::new(judged), service);
     let end = poll_fn(|cx| {
         // The deadlines last: bytes that came in time count.
         if let Poll::Ready(result) = Pin::new(&mut http).poll(cx) {
@@ -122,9 +157,17 @@ async fn serve_http1(io: ClientIo, conn: Rc<Conn>) {
         conn.poll_expiry(cx).map_or(Poll::Pending, |expiry| Poll::Ready(Err(expiry)))
     })
     .await;
-    let mut io = http.into_parts().io.into_inner();
+    let parts = http.into_parts();
+    let mut io = parts.io.into_inner();
     match end {
-        Ok(Ok(())) => linger(&mut io).await,
+        Ok(Ok(())) => {
+            if let Some(tunnel) = conn.take_tunnel() {
+                Box::pin(upgrade::run(io, parts.read_buf, tunnel, &conn)).await;
+            } else if conn.lingers() {
+                Box::pin(linger(&mut io)).await;
+            }
+        }
+        Ok(Err(_)) if conn.is_broken_off() => io.get_ref().reset(),
         Err(Expiry::Head) => {
             let _ = tokio::time::timeout(LINGER, io.write_all(SLOW_HEAD)).await;
             let _ = io.shutdown().await;
@@ -134,7 +177,7 @@ async fn serve_http1(io: ClientIo, conn: Rc<Conn>) {
 }
 
 /// Reads and drops what the client still sends, until it closes, within bounds.
-async fn linger(io: &mut ClientIo) {
+async fn linger(io: &mut Judged<ClientIo>) {
     let _ = tokio::time::timeout(LINGER, async {
         let mut left = LINGER_BYTES;
         let mut sink = vec![0; 4096];
@@ -164,6 +207,7 @@ async fn serve_http2(io: ClientIo, conn: Rc<Conn>) {
         let conn = Rc::clone(&conn);
         service_fn(move |request| serve::serve(Rc::clone(&conn), request))
     };
+    let (counted, _ended) = Counted::new(io);
     let mut http = pin!(
         http2::Builder::new(Local)
             .max_concurrent_streams(conn.worker.shared.settings.client.streams)
@@ -174,7 +218,7 @@ async fn serve_http2(io: ClientIo, conn: Rc<Conn>) {
             .max_send_buf_size(64 * 1024)
             .max_pending_accept_reset_streams(20)
             .max_local_error_reset_streams(100)
-            .serve_connection(TokioIo::new(io), service)
+            .serve_connection(TokioIo::new(counted), service)
     );
     let mut leaving = false;
     poll_fn(|cx| {

@@ -4,6 +4,7 @@
 //! the ones of the specification (H15 to H25, I53, I57, I58); a test that wants to see a limit
 //! work sets a smaller one.
 
+use crate::proxy::tls;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
@@ -44,6 +45,7 @@ pub struct Settings {
     pub workers: usize,
     pub client: ClientLimits,
     pub upstream: UpstreamLimits,
+    pub tls: tls::Options,
     /// Peers whose forwarded headers are believed (I46, H33).
     pub trusted: Vec<IpNet>,
     /// The port that a redirect to HTTPS names; 443 is left out of the URL.
@@ -102,6 +104,7 @@ impl Default for Settings {
             workers: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
             client: ClientLimits::default(),
             upstream: UpstreamLimits::default(),
+            tls: tls::Options::default(),
             trusted: Vec::new(),
             https_port: 443,
         }

@@ -6,7 +6,7 @@
 use crate::proxy::deadline::{Deadlines, TICK};
 use crate::proxy::engine::{Scheme, Shared};
 use crate::proxy::table::RoutingTable;
-use crate::proxy::{drain, listener};
+use crate::proxy::{drain, listener, pool};
 use arc_swap::{ArcSwap, Cache};
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -18,6 +18,9 @@ use std::time::Duration;
 use tokio::runtime::LocalOptions;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{AbortHandle, spawn_local};
+
+/// How often idle connections to origins are looked over, in milliseconds.
+const SWEEP: u64 = 1000;
 
 /// What a worker is told.
 pub(super) enum Command {
@@ -32,6 +35,7 @@ pub(super) struct Worker {
     pub(super) shared: Arc<Shared>,
     pub(super) deadlines: Rc<Deadlines>,
     pub(super) connections: drain::Connections,
+    pub(super) idle: pool::Idle,
     table: RefCell<Cache<TableSource, Arc<RoutingTable>>>,
     random: Cell<u64>,
 }
@@ -74,9 +78,15 @@ async fn obey(worker: Rc<Worker>, mut commands: mpsc::UnboundedReceiver<Command>
     spawn_local(async move {
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+        let mut swept = 0;
         loop {
             ticks.tick().await;
             ticker.deadlines.tick();
+            let now = ticker.deadlines.now();
+            if now.saturating_sub(swept) >= SWEEP {
+                swept = now;
+                ticker.idle.sweep(now, &ticker.shared.settings.upstream);
+            }
         }
     });
     let mut listeners: Vec<AbortHandle> = Vec::new();
@@ -106,6 +116,7 @@ impl Worker {
         Self {
             deadlines: Deadlines::new(shared.started),
             connections: drain::Connections::default(),
+            idle: pool::Idle::default(),
             table: RefCell::new(Cache::new(TableSource(Arc::clone(&shared)))),
             random: Cell::new(seed),
             shared,

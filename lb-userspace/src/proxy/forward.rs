@@ -1,0 +1,248 @@
+//! A request to an origin: which endpoint, over which connection, and what if it fails.
+//!
+//! A request is sent again only where that cannot do anything twice (I59): to another endpoint
+//! when nothing of it can have arrived, or when its method may be repeated, no byte of an
+//! answer came, and all of its body is still there. An idle connection that turns out to be
+//! dead is no fault of its endpoint, which is asked again over a new one.
+
+use crate::model::routes::Protocol;
+use crate::proxy::balance;
+use crate::proxy::body::{AnswerBody, Http1Body, Http2Body};
+use crate::proxy::conn::{Conn, Tunnel};
+use crate::proxy::error::Refusal;
+use crate::proxy::headers::{self, Rewrite};
+use crate::proxy::table::{Endpoint, InFlight, PoolState};
+use crate::proxy::upload::{Fault, Source, Upload};
+use crate::proxy::upstream::{Cause, Failure, Http1, Http2};
+use http::header::UPGRADE;
+use http::request::Parts;
+use http::uri::PathAndQuery;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+
+/// A request that was found fit to be forwarded.
+pub(super) struct Job<'a> {
+    pub(super) conn: &'a Rc<Conn>,
+    pub(super) parts: &'a Parts,
+    pub(super) authority: &'a HeaderValue,
+    pub(super) pool: &'a PoolState,
+    pub(super) source: Option<Rc<Source>>,
+    /// What the client wants to upgrade to.
+    pub(super) upgrade: Option<&'a HeaderValue>,
+}
+
+/// Why there is no answer of an origin.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Failed {
+    Refused(Refusal),
+    /// The client is gone, or its body is no message: there is nobody to answer.
+    Abandoned,
+}
+
+/// What to do after a failure.
+enum Next {
+    SameEndpoint,
+    OtherEndpoint,
+}
+
+/// Returns the origin's answer.
+pub(super) async fn forward(job: Job<'_>) -> Result<Response<AnswerBody>, Failed> {
+    let worker = &job.conn.worker;
+    let limits = &worker.shared.settings.upstream;
+    let mut tried: Vec<SocketAddr> = Vec::new();
+    let mut refusal = Refusal::NoEndpoint;
+    for _ in 0..limits.tries.max(1) {
+        let now = worker.deadlines.now();
+        let chosen = balance::choose(&job.pool.endpoints, &tried, now, |below| worker.random_below(below));
+        let Some(endpoint) = chosen else { break };
+        match job.attempt(endpoint).await {
+            Ok(response) => return Ok(response),
+            Err((failure, _)) if !job.may_be_sent_again(failure) => return Err(job.told(failure)),
+            Err((failure, _)) => {
+                if failure.cause != Cause::Broken && !failure.sent {
+                    endpoint.refused(now, limits.eject);
+                }
+                refusal = refusal_of(failure);
+                tried.push(endpoint.address);
+            }
+        }
+    }
+    Err(Failed::Refused(refusal))
+}
+
+fn refusal_of(failure: Failure) -> Refusal {
+    match failure.cause {
+        Cause::Refused => Refusal::Unreachable,
+        Cause::Broken => Refusal::BadAnswer,
+        Cause::TimedOut => Refusal::OriginTooSlow,
+    }
+}
+
+impl Job<'_> {
+    async fn attempt(&self, endpoint: &Arc<Endpoint>) -> Result<Response<AnswerBody>, (Failure, Next)> {
+        loop {
+            let in_flight = endpoint.begin();
+            let result = match self.pool.protocol {
+                Protocol::Http1 => self.over_http1(endpoint, in_flight).await,
+                Protocol::H2c => self.over_http2(endpoint, in_flight).await,
+            };
+            match result {
+                Err((failure, Next::SameEndpoint)) if self.may_be_sent_again(failure) => {}
+                result => return result,
+            }
+        }
+    }
+
+    async fn over_http1(
+        &self,
+        endpoint: &Arc<Endpoint>,
+        in_flight: InFlight,
+    ) -> Result<Response<AnswerBody>, (Failure, Next)> {
+        let (worker, address) = (&self.conn.worker, endpoint.address);
+        let probe = self.source.is_some() || !is_repeatable(&self.parts.method);
+        let idle = worker.idle.take(address, probe);
+        let (mut connection, is_fresh) = match idle {
+            Some(connection) => (connection, false),
+            None => match Http1::connect(worker, address).await {
+                Ok(connection) => {
+                    endpoint.connected();
+                    (connection, true)
+                }
+                Err(failure) => return Err((failure, Next::OtherEndpoint)),
+            },
+        };
+        let request = self.request(true);
+        let response = match connection.exchange(request, self.source.as_ref(), self.upgrade.is_some()).await
+        {
+            Ok(response) => response,
+            Err(failure) if is_fresh || failure.cause != Cause::Broken => {
+                return Err((failure, Next::OtherEndpoint));
+            }
+            Err(failure) => {
+                worker.idle.forget(address);
+                return Err((failure, Next::SameEndpoint));
+            }
+        };
+        let (head, incoming) = response.into_parts();
+        if head.status == StatusCode::SWITCHING_PROTOCOLS {
+            let websocket =
+                self.upgrade.is_some_and(|protocol| protocol.as_bytes().eq_ignore_ascii_case(b"websocket"));
+            return Ok(self.switched(&head.headers, Tunnel { connection, in_flight, websocket }));
+        }
+        let body = AnswerBody::http1(Http1Body {
+            incoming,
+            connection: Some(connection),
+            worker: Rc::clone(worker),
+            source: self.source.clone(),
+            _in_flight: in_flight,
+            waiting: false,
+        });
+        Ok(answer(head.status, head.headers, body))
+    }
+
+    /// The answer to an upgrade that the origin agreed to: behind it, the connection is a
+    /// tunnel (H8).
+    fn switched(&self, received: &HeaderMap, tunnel: Tunnel) -> Response<AnswerBody> {
+        let protocol = received.get(UPGRADE).or(self.upgrade).cloned();
+        let mut response = answer(StatusCode::SWITCHING_PROTOCOLS, received.clone(), AnswerBody::empty());
+        let fields = response.headers_mut();
+        fields.insert(http::header::CONNECTION, HeaderValue::from_static("upgrade"));
+        if let Some(protocol) = protocol {
+            fields.insert(UPGRADE, protocol);
+        }
+        self.conn.will_tunnel(tunnel);
+        response
+    }
+
+    async fn over_http2(
+        &self,
+        endpoint: &Arc<Endpoint>,
+        in_flight: InFlight,
+    ) -> Result<Response<AnswerBody>, (Failure, Next)> {
+        let (worker, address) = (&self.conn.worker, endpoint.address);
+        let now = worker.deadlines.now();
+        let (mut connection, is_fresh) = match worker.idle.shared(address, now) {
+            Some(connection) => (connection, false),
+            None => match Http2::connect(worker, address).await {
+                Ok(connection) => {
+                    endpoint.connected();
+                    worker.idle.share(address, connection.clone(), now);
+                    (connection, true)
+                }
+                Err(failure) => return Err((failure, Next::OtherEndpoint)),
+            },
+        };
+        let deadline = worker.deadlines.add();
+        let limit = worker.shared.settings.upstream.read;
+        let response =
+            match connection.exchange(self.request(false), self.source.as_ref(), &deadline, limit).await {
+                Ok(response) => response,
+                Err(failure) if is_fresh || connection.is_usable() => {
+                    return Err((failure, Next::OtherEndpoint));
+                }
+                Err(failure) => {
+                    worker.idle.unshare(address);
+                    return Err((failure, Next::SameEndpoint));
+                }
+            };
+        let (head, incoming) = response.into_parts();
+        let source = self.source.clone();
+        let body = AnswerBody::http2(Http2Body {
+            incoming,
+            deadline,
+            limit,
+            source,
+            _in_flight: in_flight,
+            waiting: false,
+        });
+        Ok(answer(head.status, head.headers, body))
+    }
+
+    /// The request as the origin gets it, made anew from what was received (H2).
+    fn request(&self, http1: bool) -> Request<Upload> {
+        let rewrite = Rewrite { conn: self.conn, authority: self.authority, upgrade: self.upgrade, http1 };
+        let mut request = Request::new(Upload::new(self.source.clone()));
+        *request.method_mut() = self.parts.method.clone();
+        *request.headers_mut() = headers::upstream(&self.parts.headers, &rewrite);
+        *request.version_mut() = if http1 { Version::HTTP_11 } else { Version::HTTP_2 };
+        let target = self.parts.uri.path_and_query().cloned();
+        let target = target.unwrap_or_else(|| PathAndQuery::from_static("/"));
+        *request.uri_mut() = if http1 {
+            Uri::from(target)
+        } else {
+            let uri =
+                Uri::builder().scheme("http").authority(self.authority.as_bytes()).path_and_query(target);
+            uri.build().unwrap_or_default()
+        };
+        request
+    }
+
+    fn may_be_sent_again(&self, failure: Failure) -> bool {
+        let whole = self.source.as_ref().is_none_or(|source| source.is_untouched());
+        whole && !failure.answered && (!failure.sent || is_repeatable(&self.parts.method))
+    }
+
+    /// What the client is told about a failure; a fault of its own body comes first.
+    fn told(&self, failure: Failure) -> Failed {
+        match self.source.as_ref().and_then(|source| source.fault()) {
+            Some(Fault::Refused(refusal)) => Failed::Refused(refusal),
+            Some(Fault::Broken) => Failed::Abandoned,
+            None => Failed::Refused(refusal_of(failure)),
+        }
+    }
+}
+
+/// Methods that may be sent twice; all but those that nginx holds back, too (I59).
+fn is_repeatable(method: &Method) -> bool {
+    *method != Method::POST && *method != Method::PATCH && method.as_str() != "LOCK"
+}
+
+fn answer(status: StatusCode, mut fields: HeaderMap, body: AnswerBody) -> Response<AnswerBody> {
+    headers::downstream(&mut fields);
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    *response.headers_mut() = fields;
+    response
+}

@@ -1,0 +1,201 @@
+//! A request's body on its way to the origin.
+//!
+//! Streamed, never collected. It is cut at the size limit (I57), must keep to a least rate
+//! (H24), and says afterwards what was wrong with it: the origin's side of hyper only knows
+//! that it broke. It also knows whether any of it was taken, which is what decides whether the
+//! request can be sent to another endpoint (I59).
+
+use crate::proxy::conn::Conn;
+use crate::proxy::deadline::{Deadline, millis};
+use crate::proxy::error::Refusal;
+use crate::proxy::headers;
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use std::cell::{Cell, RefCell};
+use std::fmt;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+/// The body of a request to an origin; none is empty.
+pub(super) struct Upload(Option<Rc<Source>>);
+
+/// Where the body comes from, shared with whoever sends the request.
+pub(super) struct Source {
+    incoming: RefCell<Incoming>,
+    conn: Rc<Conn>,
+    deadline: Deadline,
+    /// Streams of messages may be silent, and slow, for as long as the origin allows it.
+    is_stream: bool,
+    begun: u64,
+    /// Milliseconds waited for the client, and since when it is waited for now.
+    waited: Cell<u64>,
+    waiting: Cell<Option<u64>>,
+    received: Cell<u64>,
+    fault: Cell<Option<Fault>>,
+    done: Cell<bool>,
+}
+
+/// What was wrong with a body.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Fault {
+    /// It is the client's, who can be told.
+    Refused(Refusal),
+    /// The client went away, or broke the protocol.
+    Broken,
+}
+
+/// A body that did not come to its end.
+#[derive(Debug)]
+pub(super) struct Cut;
+
+impl fmt::Display for Cut {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the body was cut off")
+    }
+}
+
+impl std::error::Error for Cut {}
+
+impl Source {
+    /// None for a body that is known to be empty.
+    pub(super) fn new(incoming: Incoming, conn: &Rc<Conn>, is_stream: bool) -> Option<Rc<Self>> {
+        if incoming.is_end_stream() {
+            return None;
+        }
+        Some(Rc::new(Self {
+            incoming: RefCell::new(incoming),
+            conn: Rc::clone(conn),
+            deadline: conn.worker.deadlines.add(),
+            is_stream,
+            begun: conn.worker.deadlines.now(),
+            waited: Cell::new(0),
+            waiting: Cell::new(None),
+            received: Cell::new(0),
+            fault: Cell::new(None),
+            done: Cell::new(false),
+        }))
+    }
+
+    pub(super) fn fault(&self) -> Option<Fault> {
+        self.fault.get()
+    }
+
+    /// Tells whether all of it is still there to be sent.
+    pub(super) fn is_untouched(&self) -> bool {
+        self.received.get() == 0 && !self.done.get() && self.fault.get().is_none()
+    }
+
+    pub(super) fn is_done(&self) -> bool {
+        self.done.get()
+    }
+
+    /// Tells whether the origin waits for the client.
+    pub(super) fn is_waiting(&self) -> bool {
+        self.waiting.get().is_some()
+    }
+
+    pub(super) fn received(&self) -> u64 {
+        self.received.get()
+    }
+
+    fn now(&self) -> u64 {
+        self.conn.worker.deadlines.now()
+    }
+
+    /// How long the client may be silent now.
+    fn patience(&self) -> Duration {
+        let limits = &self.conn.worker.shared.settings.client;
+        let mut patience = limits.stall;
+        if !self.is_stream {
+            // What a client at the least rate would have needed, over what this one took.
+            let earned = self.received.get().saturating_mul(1000) / u64::from(limits.rate.max(1));
+            let budget = millis(limits.rate_grace).saturating_add(earned).saturating_sub(self.waited.get());
+            let total = millis(limits.body).saturating_sub(self.now().saturating_sub(self.begun));
+            patience = patience.min(Duration::from_millis(budget.min(total)));
+        }
+        patience
+    }
+
+    fn fail(&self, fault: Fault) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
+        self.fault.set(Some(self.fault.get().unwrap_or(fault)));
+        Poll::Ready(Some(Err(Cut)))
+    }
+
+    fn poll(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
+        if self.fault.get().is_some() {
+            return Poll::Ready(Some(Err(Cut)));
+        }
+        let polled = Pin::new(&mut *self.incoming.borrow_mut()).poll_frame(cx);
+        let Poll::Ready(frame) = polled else {
+            if self.waiting.get().is_none() {
+                self.waiting.set(Some(self.now()));
+                self.deadline.set(self.patience());
+            }
+            if self.deadline.poll(cx) {
+                return self.fail(Fault::Refused(Refusal::TooSlow));
+            }
+            return Poll::Pending;
+        };
+        if let Some(since) = self.waiting.take() {
+            self.waited.set(self.waited.get() + self.now().saturating_sub(since));
+            self.deadline.clear();
+        }
+        match frame {
+            Some(Ok(frame)) => match frame.into_data() {
+                Ok(data) => {
+                    self.received.set(self.received.get() + data.len() as u64);
+                    let limit = self.conn.worker.shared.settings.client.body_size;
+                    if limit != 0 && self.received.get() > limit {
+                        return self.fail(Fault::Refused(Refusal::BodyTooLarge));
+                    }
+                    Poll::Ready(Some(Ok(Frame::data(data))))
+                }
+                Err(frame) => {
+                    self.done.set(true);
+                    let kept = frame.into_trailers().map(headers::trailers).unwrap_or_default();
+                    if kept.is_empty() {
+                        Poll::Ready(None)
+                    } else {
+                        Poll::Ready(Some(Ok(Frame::trailers(kept))))
+                    }
+                }
+            },
+            Some(Err(_)) => self.fail(Fault::Broken),
+            None => {
+                self.done.set(true);
+                Poll::Ready(None)
+            }
+        }
+    }
+}
+
+impl Upload {
+    pub(super) fn new(source: Option<Rc<Source>>) -> Self {
+        Self(source)
+    }
+}
+
+impl Body for Upload {
+    type Data = Bytes;
+    type Error = Cut;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
+        self.0.as_ref().map_or(Poll::Ready(None), |source| source.poll(cx))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.as_ref().is_none_or(|source| {
+            source.fault.get().is_none() && (source.done.get() || source.incoming.borrow().is_end_stream())
+        })
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.0 {
+            Some(source) => source.incoming.borrow().size_hint(),
+            None => SizeHint::with_exact(0),
+        }
+    }
+}

@@ -1,0 +1,358 @@
+//! One connection to an origin.
+//!
+//! An HTTP/1 connection is driven by whoever uses it, in the task of the client's request: no
+//! task of its own, no hand-over between tasks, and when the request is given up the
+//! connection is closed with it at once. An HTTP/2 connection is shared, so it has a task.
+
+use crate::proxy::deadline::Deadline;
+use crate::proxy::judge::io::origin::{Origin, Owed};
+use crate::proxy::judge::response::Question;
+use crate::proxy::session::Local;
+use crate::proxy::upload::{Source, Upload};
+use crate::proxy::worker::Worker;
+use http::{Method, Request, Response};
+use hyper::body::Incoming;
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::TokioIo;
+use std::cell::Cell;
+use std::future::{Future, poll_fn};
+use std::io;
+use std::mem::MaybeUninit;
+use std::net::SocketAddr;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::task::spawn_local;
+
+/// The most that hyper keeps of what it reads and what it is to write.
+const BUFFER: usize = 64 * 1024;
+
+/// Why an exchange with an origin came to nothing.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Failure {
+    pub(super) cause: Cause,
+    /// Bytes of the request may have reached the origin.
+    pub(super) sent: bool,
+    /// Bytes of an answer came.
+    pub(super) answered: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Cause {
+    /// Not connected.
+    Refused,
+    /// Closed, reset, or not HTTP.
+    Broken,
+    /// Nothing moved for too long.
+    TimedOut,
+}
+
+/// What an HTTP/1 connection's bytes say about it, beside themselves.
+pub(super) struct Pulse {
+    deadline: Deadline,
+    limit: Duration,
+    watched: Cell<bool>,
+    /// The next read first asks the kernel whether the connection is still open.
+    probe: Cell<bool>,
+    sent: Cell<bool>,
+    answered: Cell<bool>,
+}
+
+/// The socket of an HTTP/1 connection to an origin.
+pub(super) struct OriginIo {
+    tcp: TcpStream,
+    pulse: Rc<Pulse>,
+}
+
+type Connection = http1::Connection<TokioIo<Origin<OriginIo>>, Upload>;
+
+/// An HTTP/1 connection to an origin.
+pub(super) struct Http1 {
+    pub(super) address: SocketAddr,
+    sender: http1::SendRequest<Upload>,
+    connection: Connection,
+    is_done: bool,
+    owed: Arc<Owed>,
+    pulse: Rc<Pulse>,
+    pub(super) requests: u32,
+    /// On the worker's clock.
+    pub(super) idle_since: u64,
+}
+
+/// An HTTP/2 connection to an origin; clones share it.
+#[derive(Clone)]
+pub(super) struct Http2 {
+    sender: http2::SendRequest<Upload>,
+}
+
+impl Pulse {
+    /// From now on, silence is measured.
+    pub(super) fn watch(&self) {
+        self.watched.set(true);
+        self.deadline.set(self.limit);
+    }
+
+    pub(super) fn rest(&self) {
+        self.watched.set(false);
+        self.deadline.clear();
+    }
+
+    /// Tells whether nothing moved for too long.
+    pub(super) fn poll_silence(&self, cx: &Context<'_>) -> bool {
+        self.deadline.poll(cx)
+    }
+
+    fn beat(&self) {
+        if self.watched.get() {
+            self.deadline.set(self.limit);
+        }
+    }
+}
+
+impl AsyncRead for OriginIo {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.pulse.probe.replace(false) && is_closed_by_peer(&self.tcp) {
+            return Poll::Ready(Ok(()));
+        }
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut self.tcp).poll_read(cx, buf))?;
+        if buf.filled().len() > before {
+            self.pulse.answered.set(true);
+            self.pulse.beat();
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for OriginIo {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let count = ready!(Pin::new(&mut self.tcp).poll_write(cx, buf))?;
+        self.pulse.sent.set(true);
+        self.pulse.beat();
+        Poll::Ready(Ok(count))
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let count = ready!(Pin::new(&mut self.tcp).poll_write_vectored(cx, bufs))?;
+        self.pulse.sent.set(true);
+        self.pulse.beat();
+        Poll::Ready(Ok(count))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tcp).poll_shutdown(cx)
+    }
+}
+
+/// Connects, within the time for it.
+async fn connect(worker: &Worker, address: SocketAddr) -> Result<TcpStream, Failure> {
+    let failure = |cause| Failure { cause, sent: false, answered: false };
+    let deadline = worker.deadlines.add();
+    deadline.set(worker.shared.settings.upstream.connect);
+    let mut connecting = pin!(TcpStream::connect(address));
+    let tcp = poll_fn(|cx| {
+        if let Poll::Ready(result) = connecting.as_mut().poll(cx) {
+            return Poll::Ready(result.map_err(|_| failure(Cause::Refused)));
+        }
+        if deadline.poll(cx) { Poll::Ready(Err(failure(Cause::TimedOut))) } else { Poll::Pending }
+    })
+    .await?;
+    // It fails only when the connection is gone already, which the first write tells.
+    let _ = tcp.set_nodelay(true);
+    Ok(tcp)
+}
+
+impl Http1 {
+    pub(super) async fn connect(worker: &Worker, address: SocketAddr) -> Result<Box<Self>, Failure> {
+        let tcp = connect(worker, address).await?;
+        let limits = &worker.shared.settings.upstream;
+        let pulse = Rc::new(Pulse {
+            deadline: worker.deadlines.add(),
+            limit: limits.read.max(limits.send),
+            watched: Cell::new(false),
+            probe: Cell::new(false),
+            sent: Cell::new(false),
+            answered: Cell::new(false),
+        });
+        let (judged, owed) = Origin::new(OriginIo { tcp, pulse: Rc::clone(&pulse) });
+        let shaken = http1::Builder::new().max_buf_size(BUFFER).handshake(TokioIo::new(judged)).await;
+        let Ok((sender, connection)) = shaken else {
+            return Err(Failure { cause: Cause::Broken, sent: false, answered: false });
+        };
+        Ok(Box::new(Self {
+            address,
+            sender,
+            connection,
+            is_done: false,
+            owed,
+            pulse,
+            requests: 0,
+            idle_since: 0,
+        }))
+    }
+
+    /// Lets the connection do what it can. True: it is over.
+    pub(super) fn poll_done(&mut self, cx: &mut Context<'_>) -> bool {
+        if !self.is_done {
+            self.is_done = Pin::new(&mut self.connection).poll(cx).is_ready();
+        }
+        self.is_done
+    }
+
+    /// Tells whether the next request may go over it. `probe`: the kernel is asked, too, since
+    /// the request could not be sent again; else what is known must do. The task that used the
+    /// connection before is forgotten.
+    pub(super) fn is_usable(&mut self, probe: bool) -> bool {
+        self.pulse.probe.set(probe);
+        let mut nobody = Context::from_waker(Waker::noop());
+        !self.poll_done(&mut nobody) && self.sender.is_ready() && self.owed.is_reusable()
+    }
+
+    pub(super) fn pulse(&self) -> &Rc<Pulse> {
+        &self.pulse
+    }
+
+    /// Sends a request and returns the answer's head; its body comes while the connection is
+    /// polled on.
+    pub(super) async fn exchange(
+        &mut self,
+        request: Request<Upload>,
+        source: Option<&Rc<Source>>,
+        upgrade: bool,
+    ) -> Result<Response<Incoming>, Failure> {
+        self.requests += 1;
+        self.pulse.sent.set(false);
+        self.pulse.answered.set(false);
+        self.owed.ask(Question { head: *request.method() == Method::HEAD, upgrade });
+        let mut answer = pin!(self.sender.try_send_request(request));
+        self.pulse.watch();
+        let Self { connection, is_done, pulse, .. } = self;
+        let result = poll_fn(|cx| {
+            if !*is_done {
+                *is_done = Pin::new(&mut *connection).poll(cx).is_ready();
+            }
+            // The connection was polled just now, so nobody else will wake for the answer.
+            match answer.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+                Poll::Ready(Ok(response)) => return Poll::Ready(Ok(response)),
+                Poll::Ready(Err(_)) => return Poll::Ready(Err(Cause::Broken)),
+                Poll::Pending if *is_done => return Poll::Ready(Err(Cause::Broken)),
+                Poll::Pending => {}
+            }
+            if pulse.poll_silence(cx) {
+                if source.is_some_and(|source| source.is_waiting()) {
+                    // It is the client that is slow, and it has a limit of its own.
+                    pulse.watch();
+                    let _ = pulse.poll_silence(cx);
+                } else {
+                    return Poll::Ready(Err(Cause::TimedOut));
+                }
+            }
+            Poll::Pending
+        })
+        .await;
+        self.pulse.rest();
+        result.map_err(|cause| Failure {
+            cause,
+            sent: self.pulse.sent.get(),
+            answered: self.pulse.answered.get(),
+        })
+    }
+
+    /// Takes the socket back after a 101, with what hyper has read beyond it.
+    pub(super) fn into_tunnel(self) -> (Origin<OriginIo>, bytes::Bytes, Rc<Pulse>) {
+        let parts = self.connection.into_parts();
+        (parts.io.into_inner(), parts.read_buf, self.pulse)
+    }
+}
+
+impl Http2 {
+    pub(super) async fn connect(worker: &Rc<Worker>, address: SocketAddr) -> Result<Self, Failure> {
+        let tcp = connect(worker, address).await?;
+        let shaken = http2::Builder::new(Local)
+            .initial_stream_window_size(64 * 1024)
+            .initial_connection_window_size(1024 * 1024)
+            .max_header_list_size(64 * 1024)
+            .max_send_buf_size(64 * 1024)
+            .handshake(TokioIo::new(tcp))
+            .await;
+        let Ok((sender, connection)) = shaken else {
+            return Err(Failure { cause: Cause::Broken, sent: false, answered: false });
+        };
+        spawn_local(async move {
+            // An error ends the streams, whose users are told by them.
+            let _ = connection.await;
+        });
+        Ok(Self { sender })
+    }
+
+    pub(super) fn is_usable(&self) -> bool {
+        !self.sender.is_closed()
+    }
+
+    /// Sends a request and returns the answer's head.
+    pub(super) async fn exchange(
+        &mut self,
+        request: Request<Upload>,
+        source: Option<&Rc<Source>>,
+        deadline: &Deadline,
+        limit: Duration,
+    ) -> Result<Response<Incoming>, Failure> {
+        let mut answer = pin!(self.sender.try_send_request(request));
+        deadline.set(limit);
+        let mut seen = 0;
+        let result = poll_fn(|cx| {
+            match answer.as_mut().poll(cx) {
+                Poll::Ready(Ok(response)) => return Poll::Ready(Ok(response)),
+                Poll::Ready(Err(error)) => {
+                    let sent = error.message().is_none();
+                    return Poll::Ready(Err(Failure { cause: Cause::Broken, sent, answered: false }));
+                }
+                Poll::Pending => {}
+            }
+            if deadline.poll(cx) {
+                let received = source.map_or(0, |source| source.received());
+                let is_clients = source.is_some_and(|source| source.is_waiting()) || received > seen;
+                if !is_clients {
+                    return Poll::Ready(Err(Failure { cause: Cause::TimedOut, sent: true, answered: false }));
+                }
+                seen = received;
+                deadline.set(limit);
+                let _ = deadline.poll(cx);
+            }
+            Poll::Pending
+        })
+        .await;
+        deadline.clear();
+        result
+    }
+}
+
+/// Asks the kernel whether the peer has closed a socket, without taking anything from it.
+fn is_closed_by_peer(tcp: &TcpStream) -> bool {
+    let mut byte = [MaybeUninit::uninit()];
+    match socket2::SockRef::from(tcp).peek(&mut byte) {
+        // Nothing is owed on an idle connection: bytes are as bad as its end.
+        Ok(_) => true,
+        Err(error) => error.kind() != io::ErrorKind::WouldBlock,
+    }
+}

@@ -1,0 +1,5 @@
+//! The proxy engine over real loopback sockets, between raw clients and scripted origins.
+
+mod failures;
+mod harness;
+mod serving;
