@@ -75,13 +75,10 @@ pub struct Board {
     applied_at: AtomicU64,
     /// Problems of listeners, by their name.
     listeners: Mutex<BTreeMap<String, Listener>>,
-<<<<<<< HEAD
     /// What the supervisor tells of itself and the proxies; `None`: there is none.
     surroundings: Mutex<Option<Status>>,
-=======
     /// Problems of other parts, by their name.
     parts: Mutex<BTreeMap<String, String>>,
->>>>>>> 112c74b (Decide and write statuses and Events of Ingresses, as holder of a Lease)
 }
 
 /// A listening socket of the agent.
@@ -156,7 +153,6 @@ impl Board {
         self.listeners.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 
-<<<<<<< HEAD
     /// How the supervisor says that things stand.
     pub fn set_surroundings(&self, status: Status) {
         let mut seen = [0_usize; 2];
@@ -178,8 +174,6 @@ impl Board {
         self.surroundings.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// All problems: those of the last round, the listeners', and the processes'.
-=======
     /// Says what is wrong with a part of the agent; `None`: nothing is.
     pub fn set_part(&self, name: &str, problem: Option<String>) {
         let mut parts = self.parts.lock().unwrap_or_else(PoisonError::into_inner);
@@ -194,8 +188,7 @@ impl Board {
         }
     }
 
-    /// All problems: those of the last round, the listeners', and the other parts'.
->>>>>>> 112c74b (Decide and write statuses and Events of Ingresses, as holder of a Lease)
+    /// All problems: those of the last round, the listeners', the processes' and the other parts'.
     pub fn problems(&self) -> Vec<Problem> {
         let mut problems = self.snapshot().problems.to_vec();
         problems.extend(self.listeners().into_iter().filter_map(|listener| {
@@ -204,13 +197,10 @@ impl Board {
                 format!("{}: {}; tried again", listener.address, listener.error?),
             ))
         }));
-<<<<<<< HEAD
         let trouble = self.surroundings().and_then(|status| status.trouble);
         problems.extend(trouble.map(|trouble| agent_problem("--l7", trouble)));
-=======
         let parts = self.parts.lock().unwrap_or_else(PoisonError::into_inner);
         problems.extend(parts.iter().map(|(name, problem)| agent_problem(name, problem.clone())));
->>>>>>> 112c74b (Decide and write statuses and Events of Ingresses, as holder of a Lease)
         problems
     }
 }

@@ -29,5 +29,5 @@ pub mod problem;
 pub mod proxy;
 pub mod reconcile;
 pub mod source;
-pub mod supervisor;
 pub mod status;
+pub mod supervisor;
