@@ -2,13 +2,14 @@
 //! hand, never waited for. The reconciler writes, health, metrics and admin read.
 
 use crate::datapath::{Hook, LinkPlan};
+use crate::link::Link;
 use crate::problem::{Kind, ObjectKey, ObjectRef, Problem};
 use crate::proxy::control::{Scheme, Status};
 use arc_swap::ArcSwap;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// How far the agent has come.
@@ -63,10 +64,41 @@ impl Snapshot {
     }
 }
 
+/// How far the L7 half has come.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum L7Phase {
+    /// `--l7 off`, or no agent yet.
+    #[default]
+    Off,
+    /// Waiting for the first complete lists.
+    Listing,
+    /// Waiting for Secrets and looked-up names.
+    Awaiting,
+    /// Routes have been published.
+    Synced,
+}
+
+/// The state of the L7 half after a round.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct L7Snapshot {
+    pub phase: L7Phase,
+    /// Kinds whose first complete list is awaited.
+    pub missing: Vec<Kind>,
+    pub ingresses: usize,
+    pub hosts: usize,
+    pub pools: usize,
+    pub certificates: usize,
+    pub last_round_micros: u64,
+}
+
 /// The board itself.
 #[derive(Debug, Default)]
 pub struct Board {
     snapshot: ArcSwap<Snapshot>,
+    l7: ArcSwap<L7Snapshot>,
+    /// Where routes go; unset where no proxy is to be waited for.
+    link: OnceLock<Link>,
     /// Milliseconds since the epoch of the oldest change not yet applied; 0: none (S56).
     pending_since: AtomicU64,
     /// The same of the moment since which a round is owed; 0: none is.
@@ -97,6 +129,38 @@ impl Board {
 
     pub fn publish(&self, snapshot: Snapshot) {
         self.snapshot.store(Arc::new(snapshot));
+    }
+
+    /// The L7 half.
+    pub fn l7(&self) -> Arc<L7Snapshot> {
+        self.l7.load_full()
+    }
+
+    pub fn publish_l7(&self, snapshot: L7Snapshot) {
+        self.l7.store(Arc::new(snapshot));
+    }
+
+    /// From now on L7 is not ready before a proxy routes by what is published here (I72).
+    pub fn await_proxies(&self, link: Link) {
+        // The first one stays: there is one link for the life of an agent.
+        let _again = self.link.set(link);
+    }
+
+    /// Why L7 does not serve yet; `None`: it does, or is off.
+    pub fn l7_waits_for(&self) -> Option<String> {
+        let l7 = self.l7();
+        match l7.phase {
+            L7Phase::Off => None,
+            L7Phase::Listing => {
+                let kinds: Vec<String> = l7.missing.iter().map(Kind::to_string).collect();
+                Some(format!("waiting for the first complete lists: {}", kinds.join(", ")))
+            }
+            L7Phase::Awaiting => Some("waiting for Secrets and looked-up names".into()),
+            L7Phase::Synced if self.link.get().is_some_and(|link| !link.serving()) => {
+                Some("waiting for a proxy".into())
+            }
+            L7Phase::Synced => None,
+        }
     }
 
     /// A change was heard of.

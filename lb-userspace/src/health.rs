@@ -6,7 +6,7 @@
 //! does. Alive means that rounds end: no object, and no map that objects fill, can make the
 //! kubelet restart an agent that works.
 
-use crate::board::{Board, Phase, now_ms};
+use crate::board::{Board, Phase, Snapshot, now_ms};
 use crate::http::{self, Answer};
 use crate::metrics::Metrics;
 use hyper::{Method, StatusCode};
@@ -53,27 +53,40 @@ pub(crate) fn answer(method: &Method, path: &str, board: &Arc<Board>, metrics: &
             metrics.livez(answer.status().as_u16());
             answer
         }
-        "/readyz" if snapshot.ready() => http::answer(StatusCode::OK, "text/plain", "ok\n"),
-        "/readyz" => {
-            let detached = snapshot.hooks.iter().filter(|hook| hook.error.is_some());
-            let mut reason = match snapshot.phase {
-                Phase::Standby => "standing by: another agent holds this node\n".to_string(),
-                Phase::Listing => "waiting for the first complete lists\n".to_string(),
-                Phase::Synced if snapshot.awaiting_pods => "waiting for the list of Pods\n".to_string(),
-                Phase::Synced => String::new(),
-            };
-            for hook in detached {
-                reason.push_str(&format!(
-                    "{} {}: {}\n",
-                    hook.place,
-                    hook.hook,
-                    hook.error.as_deref().unwrap_or("")
-                ));
-            }
-            http::answer(StatusCode::SERVICE_UNAVAILABLE, "text/plain", reason)
-        }
+        "/readyz" => ready(&[("l4", waits_for(&snapshot)), ("l7", board.l7_waits_for())]),
+        "/readyz/l4" => ready(&[("l4", waits_for(&snapshot))]),
+        "/readyz/l7" => ready(&[("l7", board.l7_waits_for())]),
         _ => http::answer(StatusCode::NOT_FOUND, "text/plain", "try /healthz, /livez or /readyz\n"),
     }
+}
+
+/// Ready when no part waits for anything; each part on a line of its own. The parts are gated
+/// apart: one that waits keeps the other from nothing but this answer.
+fn ready(parts: &[(&str, Option<String>)]) -> Answer {
+    let mut body = String::new();
+    for (part, waits) in parts {
+        body.push_str(&format!("{part}: {}\n", waits.as_deref().unwrap_or("ok")));
+    }
+    let good = parts.iter().all(|(_, waits)| waits.is_none());
+    http::answer(if good { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, "text/plain", body)
+}
+
+/// Why Services are not ready; `None`: they are.
+fn waits_for(snapshot: &Snapshot) -> Option<String> {
+    if snapshot.ready() {
+        return None;
+    }
+    Some(match snapshot.phase {
+        Phase::Standby => "standing by: another agent holds this node".into(),
+        Phase::Listing => "waiting for the first complete lists".into(),
+        Phase::Synced if snapshot.awaiting_pods => "waiting for the list of Pods".into(),
+        Phase::Synced => {
+            let hooks = snapshot.hooks.iter();
+            let missing = hooks
+                .filter_map(|hook| Some(format!("{} {}: {}", hook.place, hook.hook, hook.error.as_ref()?)));
+            missing.collect::<Vec<_>>().join("; ")
+        }
+    })
 }
 
 fn health(board: &Board, eligible: Option<bool>) -> Answer {
@@ -114,8 +127,9 @@ fn rfc3339(ms: u64) -> String {
 
 #[cfg(test)]
 mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
     use super::*;
-    use crate::board::Snapshot;
+    use crate::board::{L7Phase, L7Snapshot};
     use crate::datapath::Hook;
 
     fn ask(board: &Arc<Board>, path: &str) -> u16 {
@@ -171,6 +185,28 @@ mod tests {
         assert_eq!([ask(&board, "/healthz"), ask(&board, "/livez"), ask(&board, "/readyz")], [200, 200, 200]);
         board.publish(Snapshot { phase: Phase::Synced, node_eligible: false, ..Snapshot::default() });
         assert_eq!([ask(&board, "/healthz"), ask(&board, "/livez")], [503, 200]);
+    }
+
+    #[tokio::test]
+    async fn each_part_is_ready_on_its_own() {
+        use crate::problem::Kind;
+        use http_body_util::BodyExt;
+        let board = Arc::<Board>::default();
+        board.publish(Snapshot { phase: Phase::Synced, node_eligible: true, ..Snapshot::default() });
+        assert_eq!(ask(&board, "/readyz"), 200, "--l7 off");
+        let missing = vec![Kind::Ingress];
+        board.publish_l7(L7Snapshot { phase: L7Phase::Listing, missing, ..L7Snapshot::default() });
+        let all = ["/readyz", "/readyz/l4", "/readyz/l7", "/healthz"];
+        assert_eq!(all.map(|path| ask(&board, path)), [503, 200, 503, 200]);
+        let answer = answer(&Method::GET, "/readyz", &board, &Metrics::default());
+        let body = answer.into_body().collect().await.unwrap().to_bytes();
+        assert_eq!(body, "l4: ok\nl7: waiting for the first complete lists: Ingress\n");
+        let link = crate::link::Link::default();
+        board.publish_l7(L7Snapshot { phase: L7Phase::Synced, ..L7Snapshot::default() });
+        assert_eq!(ask(&board, "/readyz"), 200);
+        // With proxies of its own: not before one of them has the routes (I72).
+        board.await_proxies(link);
+        assert_eq!(all.map(|path| ask(&board, path)), [503, 200, 503, 200]);
     }
 
     #[test]

@@ -28,6 +28,7 @@ pub mod plan;
 pub mod problem;
 pub mod proxy;
 pub mod reconcile;
+pub mod resolve;
 pub mod source;
 pub mod status;
 pub mod supervisor;

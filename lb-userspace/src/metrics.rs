@@ -34,6 +34,25 @@ pub struct Reading {
     /// Services, frontends, backends that are programmed.
     pub programmed: [usize; 3],
     pub pending_ops: usize,
+    /// `None`: `--l7 off`.
+    pub l7: Option<L7Reading>,
+}
+
+/// What the L7 half has published.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct L7Reading {
+    pub ingresses: usize,
+    pub hosts: usize,
+    pub rules: usize,
+    pub pools: usize,
+    pub endpoints: usize,
+    pub certificates: usize,
+    /// Secrets that are referred to and cannot be served (I31).
+    pub unusable_secrets: usize,
+    /// Seconds since the epoch.
+    pub first_expiry: Option<i64>,
+    /// Publications so far.
+    pub generation: u64,
 }
 
 /// What one round did, for the histograms.
@@ -320,6 +339,9 @@ impl Collector for Latest {
                 .zip(reading.programmed)
                 .map(|(kind, n)| ([("kind", kind)], u32::try_from(n).unwrap_or(u32::MAX))),
         )?;
+        if let Some(l7) = &reading.l7 {
+            encode_l7(&mut encoder, l7)?;
+        }
         let service = |key: &ObjectKey| ("service", key.to_string());
         counters(
             &mut encoder,
@@ -340,6 +362,45 @@ impl Collector for Latest {
             }),
         )
     }
+}
+
+fn encode_l7(encoder: &mut DescriptorEncoder<'_>, l7: &L7Reading) -> Result<(), std::fmt::Error> {
+    let rows = [
+        ("ingress", l7.ingresses),
+        ("host", l7.hosts),
+        ("rule", l7.rules),
+        ("pool", l7.pools),
+        ("endpoint", l7.endpoints),
+        ("certificate", l7.certificates),
+    ];
+    gauges(
+        encoder,
+        "lb_l7_published_count",
+        "What the routes hold, by kind",
+        rows.map(|(kind, n)| ([("kind", kind)], u32::try_from(n).unwrap_or(u32::MAX))),
+    )?;
+    let bad = u32::try_from(l7.unusable_secrets).unwrap_or(u32::MAX);
+    gauges(
+        encoder,
+        "lb_l7_unusable_secrets_count",
+        "Secrets that Ingresses refer to and that cannot be served",
+        [([("why", "bad")], bad)],
+    )?;
+    if let Some(at) = l7.first_expiry {
+        let mut family = encoder.encode_descriptor(
+            "lb_l7_first_certificate_expiry_timestamp_seconds",
+            "When the first of the served certificates expires",
+            None,
+            MetricType::Gauge,
+        )?;
+        ConstGauge::new(at).encode(family.encode_family(&[("of", "served")])?)?;
+    }
+    counters(
+        encoder,
+        "lb_l7_publications",
+        "Steps from one table of routes to the next",
+        [([("what", "routes")], l7.generation)],
+    )
 }
 
 fn counters<L: prometheus_client::encoding::EncodeLabelSet>(
@@ -387,10 +448,13 @@ mod tests {
         let flows = ServiceCounters { packet_flows: 5, ..ServiceCounters::default() };
         let services = BTreeMap::from([(ObjectKey::new("default", "web"), flows)]);
         let fill = vec![MapFill { map: "FLOWS", used: 1, capacity: 2 }];
-        let text = metrics.text(Some(Reading { counters, services, fill, ..Reading::default() }));
+        let l7 = Some(L7Reading { hosts: 3, first_expiry: Some(1_900_000_000), ..L7Reading::default() });
+        let text = metrics.text(Some(Reading { counters, services, fill, l7, ..Reading::default() }));
         for line in [
             "lb_datapath_verdicts_total{verdict=\"drop\",reason=\"no_endpoint\"} 7",
             "lb_service_flows_total{service=\"default/web\",path=\"packet\"} 5",
+            "lb_l7_published_count{kind=\"host\"} 3",
+            "lb_l7_first_certificate_expiry_timestamp_seconds{of=\"served\"} 1900000000",
             "lb_map_used_entries{map=\"FLOWS\"} 1",
             "lb_reconcile_ops_total{result=\"done\"} 3",
             "lb_reconcile_event_to_maps_seconds_bucket{le=\"0.0005\"} 1",

@@ -4,6 +4,7 @@
 //! (whose maps an earlier agent left), then the reconciler, the admin socket, the watchers.
 //! At the end everything in the kernel stays as it is.
 
+mod ingress;
 mod parts;
 mod supervised;
 
@@ -20,7 +21,6 @@ use crate::{health, lock, logs, node};
 use anyhow::Context;
 use hyper::body::Incoming;
 use hyper::{Request, StatusCode};
-use std::collections::BTreeSet;
 use std::future::Future;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, OnceLock};
@@ -123,6 +123,7 @@ async fn serve_with(
         },
     };
     let datapath = tokio::task::spawn_blocking(open).await.context("the data path")??;
+    let ingress = ingress::join(&mut tasks, &config, &link)?;
     let reconciler = Reconciler::new(Parts {
         node_name: config.node_name.clone(),
         node_required: matches!(config.source.kind, SourceKind::Api(_)),
@@ -131,6 +132,7 @@ async fn serve_with(
         datapath,
         board: Arc::clone(&board),
         metrics: Arc::clone(&metrics),
+        l7: ingress.parts,
     })
     .context("the maps of an earlier agent cannot be taken over")?;
 
@@ -138,12 +140,11 @@ async fn serve_with(
     tasks.spawn(node::follow(tables_sender));
     let (batch_sender, batches) = mpsc::channel(BATCHES);
     let (stop_reconciler, stopped) = oneshot::channel();
-    let (asks, mut ended) = spawn(reconciler, Intake { batches, tables }, stopped)?;
+    let (asks, mut ended) = spawn(reconciler, Intake { batches, tables, names: ingress.names }, stopped)?;
     // Set once: this is the only place.
     let _first = handle.set(asks.clone());
     let syncs = Arc::<Syncs>::default();
-    let (_needed_secrets, secrets) = watch::channel(BTreeSet::new());
-    parts::source(&mut tasks, &config, batch_sender, secrets, Arc::clone(&syncs))?;
+    parts::source(&mut tasks, &config, batch_sender, ingress.secrets, Arc::clone(&syncs))?;
     let admin = Arc::new(Admin {
         node_name: config.node_name.clone(),
         l4: config.l4.is_some(),

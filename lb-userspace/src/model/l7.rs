@@ -9,7 +9,7 @@
 
 use super::routes::{Certificate, HostPattern, Pool, PoolKey, Routes, Update, VirtualHost};
 use crate::problem::{Kind, ObjectKey, ObjectRef, Problem, bounded};
-use crate::source::{BackendPort, Objects, SecretState, Touched};
+use crate::source::{BackendPort, Objects, Secret, SecretState, Touched};
 use claim::{Claims, Found, Rank};
 use ipnet::IpNet;
 use ownership::Classes;
@@ -61,6 +61,14 @@ pub struct L7Input {
     pub self_signed: Option<Arc<Certificate>>,
 }
 
+/// Reads the certificate of a Secret, whatever the time.
+///
+/// # Errors
+/// Why it cannot be served, as the beginning of a sentence.
+pub fn certificate(secret: &Secret) -> Result<Certificate, String> {
+    tls::read(secret)
+}
+
 /// Name of the self-signed certificate: no Secret has it.
 fn self_signed_key() -> ObjectKey {
     ObjectKey::new("", "self-signed")
@@ -103,6 +111,8 @@ pub struct L7Model {
     /// The certificate for names without one.
     default: Option<ObjectKey>,
     routes: Routes,
+    /// Something was recomputed since the Problems were last asked for.
+    recomputed: bool,
 }
 
 /// What is to be recomputed.
@@ -155,9 +165,11 @@ impl L7Model {
             }
         }
         let mut changes = Changes::default();
+        let recomputed = first || !ingresses.is_empty() || !dirty.secrets.is_empty();
         dirty
             .services
             .extend(touched.services.iter().filter(|key| self.service_users.contains_key(*key)).cloned());
+        self.recomputed |= recomputed || !dirty.services.is_empty();
         for key in std::mem::take(&mut dirty.services) {
             self.reoffer(objects, &key, &mut dirty, &mut changes);
         }
@@ -414,6 +426,17 @@ impl L7Model {
         let all: BTreeSet<_> =
             of_ingresses.chain(merged).chain(of_services).chain(&self.default_problem).collect();
         bounded(all.into_iter().cloned().collect())
+    }
+
+    /// The Problems, where they may differ from when this was last asked.
+    pub fn take_problems(&mut self) -> Option<Vec<Problem>> {
+        std::mem::take(&mut self.recomputed).then(|| self.problems())
+    }
+
+    /// How many of the Secrets that are needed cannot be served.
+    pub fn unusable_secrets(&self) -> usize {
+        let usable = |held: &Held| matches!(held, Held::Awaited | Held::Read { untimely: None, .. });
+        self.held.values().filter(|held| !usable(held)).count()
     }
 
     /// The Secrets that have to be read (H40).

@@ -2,6 +2,7 @@
 
 use super::Reconciler;
 use crate::board::Board;
+use crate::model::l7::Names;
 use crate::node::Tables;
 use crate::source::Batch;
 use anyhow::Context;
@@ -20,6 +21,8 @@ pub struct Intake {
     pub batches: mpsc::Receiver<Batch>,
     /// Its first change is the first reading; the value before it means nothing.
     pub tables: watch::Receiver<Arc<Tables>>,
+    /// Looked-up names.
+    pub names: watch::Receiver<Arc<Names>>,
 }
 
 /// Asks a running reconciler.
@@ -67,7 +70,7 @@ pub fn spawn(
     tokio::spawn(stamp(intake.batches, stamped, board));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
     std::thread::Builder::new().name("reconcile".into()).spawn(move || {
-        runtime.block_on(drive(reconciler, batches, intake.tables, questions, stop));
+        runtime.block_on(drive(reconciler, batches, intake.tables, intake.names, questions, stop));
         let _nobody = ended.send(());
     })?;
     Ok((Handle { asks }, end))
@@ -91,6 +94,7 @@ async fn drive(
     mut reconciler: Reconciler,
     mut batches: mpsc::Receiver<(Instant, Batch)>,
     mut tables: watch::Receiver<Arc<Tables>>,
+    mut names: watch::Receiver<Arc<Names>>,
     mut questions: mpsc::Receiver<Ask>,
     mut stop: oneshot::Receiver<()>,
 ) {
@@ -108,6 +112,7 @@ async fn drive(
             }
             // A watcher that is gone leaves the last tables standing.
             Ok(()) = tables.changed() => reconciler.set_tables(tables.borrow_and_update().clone()),
+            Ok(()) = names.changed() => reconciler.set_names(names.borrow_and_update().clone()),
             Some(ask) = questions.recv() => {
                 ask(&mut reconciler);
                 continue;

@@ -8,11 +8,13 @@
 //! question ([`Ask`]) that runs between two rounds.
 
 mod drive;
+mod l7;
 mod node;
 mod problems;
 mod retry;
 
 pub use drive::{Ask, Handle, Intake, spawn};
+pub use l7::L7Parts;
 
 use crate::board::{Board, Phase, Snapshot};
 use crate::datapath::{Datapath, Hook, NodeFacts, OpError, Programmed};
@@ -23,6 +25,7 @@ use crate::plan::Planner;
 use crate::plan::op::Op;
 use crate::problem::{Kind, ObjectKey, ObjectRef, Problem};
 use crate::source::{Batch, Change, Object, Objects};
+use l7::L7;
 use node::PodWait;
 use problems::Problems;
 use retry::Retries;
@@ -49,6 +52,8 @@ pub struct Parts {
     pub datapath: Box<dyn Datapath>,
     pub board: Arc<Board>,
     pub metrics: Arc<Metrics>,
+    /// `None`: `--l7 off`.
+    pub l7: Option<L7Parts>,
 }
 
 /// All stages and what has been done so far.
@@ -76,6 +81,7 @@ pub struct Reconciler {
     node_dirty: bool,
     retries: Retries,
     problems: Problems,
+    pub(crate) l7: Option<L7>,
     phase: Phase,
     /// Leftovers of Services that went away while no agent ran are still to be retired.
     leftovers: bool,
@@ -107,7 +113,7 @@ impl Reconciler {
     /// # Errors
     /// When the maps cannot be read.
     pub fn new(parts: Parts) -> anyhow::Result<Self> {
-        let Parts { node_name, node_required, model, node, mut datapath, board, metrics } = parts;
+        let Parts { node_name, node_required, model, node, mut datapath, board, metrics, l7 } = parts;
         let mut planner = Planner::new(datapath.capacity());
         planner.restore(datapath.read()?, 0);
         let took_over = !planner.frontends().is_empty();
@@ -134,6 +140,7 @@ impl Reconciler {
             node_dirty: true,
             retries: Retries::default(),
             problems: Problems::default(),
+            l7: l7.map(L7::new),
             phase: Phase::Listing,
             leftovers: true,
             leftovers_refused: false,
@@ -168,6 +175,9 @@ impl Reconciler {
             }
         }
         let touched = self.objects.apply_all(batch);
+        if let Some(l7) = &mut self.l7 {
+            l7.touch(&touched);
+        }
         self.dirty.extend(touched.services);
         self.node_dirty |= touched.node | touched.pods;
         self.problems.set_sources(&self.objects.source_problems);
@@ -183,22 +193,30 @@ impl Reconciler {
 
     /// When the next round is due without any change.
     pub fn next_wake(&self) -> Instant {
-        let timers = [Some(self.next_check), Some(self.next_sweep), self.retries.next(), self.node_retry];
+        let l7 = self.l7.as_ref().and_then(L7::next_wake);
+        let timers = [Some(self.next_check), Some(self.next_sweep), self.retries.next(), self.node_retry, l7];
         timers.into_iter().flatten().min().unwrap_or(self.next_check)
     }
 
     /// One round: does whatever is due.
     pub fn round(&mut self) {
-        let now = Instant::now();
-        // Empty tables would take the programs off every device that an earlier agent left them on.
         self.board.round_begins();
-        if !self.objects.ready_l4() || !self.tables_known {
+        // Empty tables would take the programs off every device that an earlier agent left them on.
+        let took = if self.objects.ready_l4() && self.tables_known {
+            self.round_l4()
+        } else {
             if !self.objects.ready_l4() {
                 self.board.nothing_to_apply();
             }
-            self.publish(Duration::ZERO);
-            return;
-        }
+            Duration::ZERO
+        };
+        self.round_l7();
+        self.publish(took);
+    }
+
+    /// Services, from the objects to the maps; how long it took.
+    fn round_l4(&mut self) -> Duration {
+        let now = Instant::now();
         if now >= self.next_check {
             self.next_check = now + CHECK;
             self.check();
@@ -238,7 +256,7 @@ impl Reconciler {
         self.update_node();
         round.stages.node = began.elapsed();
         self.phase = Phase::Synced;
-        self.finish(now, round);
+        self.finish(now, round)
     }
 
     fn seconds(&self) -> u64 {
@@ -346,7 +364,7 @@ impl Reconciler {
         self.node_dirty = true;
     }
 
-    fn finish(&mut self, started: Instant, mut round: Round) {
+    fn finish(&mut self, started: Instant, mut round: Round) -> Duration {
         round.took = started.elapsed();
         round.since_event = self.heard.take().map(|heard| heard.elapsed());
         let now = SystemTime::now();
@@ -364,7 +382,7 @@ impl Reconciler {
             );
         }
         self.board.applied(!self.retries.refused() && !self.leftovers_refused);
-        self.publish(round.took);
+        round.took
     }
 
     fn publish(&mut self, took: Duration) {
@@ -428,6 +446,7 @@ impl Reconciler {
                 self.planner.backends().len(),
             ],
             pending_ops: self.retries.len(),
+            l7: self.reading_l7(),
         }
     }
 }

@@ -10,6 +10,7 @@ pub(super) struct Problems {
     sources: Vec<Problem>,
     node: Vec<Problem>,
     datapath: Vec<Problem>,
+    l7: Vec<Problem>,
     /// Of the model and of the last plan; Services without any are absent.
     services: BTreeMap<ObjectKey, Vec<Problem>>,
     failures: BTreeMap<ObjectKey, Vec<Problem>>,
@@ -32,6 +33,11 @@ impl Problems {
         replace(&mut self.datapath, problems, &mut self.changed);
     }
 
+    /// Of routes, pools and certificates.
+    pub(super) fn set_l7(&mut self, problems: Vec<Problem>) {
+        replace(&mut self.l7, problems, &mut self.changed);
+    }
+
     /// What the model found wrong with a Service.
     pub(super) fn set_service(&mut self, key: &ObjectKey, problems: &[Problem]) {
         self.changed |= set(&mut self.services, key, problems.to_vec());
@@ -47,7 +53,7 @@ impl Problems {
         if !std::mem::take(&mut self.changed) {
             return Arc::clone(&self.all);
         }
-        let parts = [&self.sources, &self.node, &self.datapath];
+        let parts = [&self.sources, &self.node, &self.datapath, &self.l7];
         let of_services = self.services.values().chain(self.failures.values()).flatten();
         let now: BTreeSet<Problem> = parts.into_iter().flatten().chain(of_services).cloned().collect();
         for problem in now.difference(&self.told) {

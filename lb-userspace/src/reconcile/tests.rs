@@ -73,6 +73,7 @@ fn start(kernel: &Arc<Mutex<Kernel>>) -> Rig {
         },
         datapath: Box::new(Shared(Arc::clone(kernel))),
         board: Arc::clone(&board),
+        l7: None,
         metrics: Arc::default(),
     });
     let mut rig = Rig { kernel: Arc::clone(kernel), board, reconciler: reconciler.unwrap() };

@@ -231,6 +231,11 @@ impl Reader<'_> {
                 "looks like a regular expression, and is compared as a Prefix, character by character";
             self.tell(format!("{field}.path"), format!("{path:?} {reason}"));
         }
+        if path.contains('%') {
+            // H32: what a request's path decodes to must be routed as the path itself is.
+            let reason = "holds an escape, which the decoded form of a request's path lacks: requests on it answer 400";
+            self.tell(format!("{field}.path"), format!("{path:?} {reason}"));
+        }
         Some(match path_type {
             PathType::Exact => (PathKind::Exact, path.into()),
             PathType::Prefix | PathType::ImplementationSpecific => {

@@ -146,6 +146,8 @@ fn what_no_request_can_ask_for_is_told_and_costs_only_itself() {
     let model = built(&objects);
     assert_eq!(rules(&model), ["a.example P /foo(.*) default/web:80 (default/a)"], "I12: as Prefix");
     assert_told(&model, &["looks like a regular expression"]);
+    put_ingress(&mut objects, ingress("a", 0, &["a.example P /a%20b web:80"]));
+    assert_told(&built(&objects), &["requests on it answer 400"]);
 }
 
 #[test]
