@@ -89,9 +89,6 @@ async fn serve_with(
     supervisor: Option<OwnedFd>,
 ) -> anyhow::Result<()> {
     tracing::info!(version = env!("CARGO_PKG_VERSION"), node = config.node_name, "weir starts");
-    if config.l7.is_some() {
-        tracing::warn!("Ingress is not served yet: --l7 on has no effect");
-    }
     for flag in parts::without_effect(&config) {
         tracing::warn!(flag, "this version accepts the flag and does nothing with it yet");
     }
@@ -102,6 +99,9 @@ async fn serve_with(
     // Dropping the set ends all tasks in it.
     let mut tasks = JoinSet::new();
     listen(&mut tasks, &config, &board, &metrics, &handle, &link);
+    if supervisor.is_some() {
+        board.await_proxies(link.clone());
+    }
     let (up, supervisor_gone) = supervised::follow(&mut tasks, supervisor, &link, &board)?;
     let mut stop = std::pin::pin!(async {
         tokio::select! {
