@@ -43,6 +43,9 @@ pub struct Options {
     /// From the first byte awaited to the last one of the handshake. A removed certificate's
     /// key is held by nothing but handshakes under way, so this bounds that too (H30).
     pub timeout: Duration,
+    /// From the first byte of the ClientHello to its last: one that says more of its length
+    /// than it has is not waited for any longer (H29).
+    pub hello: Duration,
     pub unknown_name: UnknownName,
     /// Bytes of plaintext and of ciphertext that may wait for a slow reader, each.
     pub buffer: usize,
@@ -50,7 +53,12 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { timeout: Duration::from_secs(8), unknown_name: UnknownName::default(), buffer: 32 << 10 }
+        Self {
+            timeout: Duration::from_secs(8),
+            hello: Duration::from_millis(2_500),
+            unknown_name: UnknownName::default(),
+            buffer: 32 << 10,
+        }
     }
 }
 
@@ -212,7 +220,8 @@ impl Acceptor {
     where
         IO: AsyncRead + AsyncWrite + Unpin,
     {
-        let mut lazy = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), Guard::new(io));
+        let mut lazy =
+            LazyConfigAcceptor::new(rustls::server::Acceptor::default(), Guard::new(io, self.options.hello));
         let start = match (&mut lazy).await {
             Ok(start) => start,
             Err(error) => return Err(refuse_hello(lazy.take_io(), error).await),
@@ -272,6 +281,7 @@ where
             }
             Refused::PlainHttp
         }
+        Fault::Slow => Refused::Timeout,
     }
 }
 

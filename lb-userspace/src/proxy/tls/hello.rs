@@ -3,13 +3,17 @@
 //! rustls takes handshake messages of up to 64 KiB. A ClientHello with post-quantum shares is
 //! below 2 KiB, so the bound is lower here (H29). It holds for what the message says of its
 //! own length, before that much is buffered, and for the bytes on the wire, since a record
-//! may carry a single byte of it (H28). Everything else about the bytes is rustls's to judge.
+//! may carry a single byte of it (H28); and it has to be complete soon after its first byte, so
+//! that one with a wrong length is not waited for (H29). Everything else about the bytes is rustls's to judge.
 
 use std::fmt;
+use std::future::Future;
 use std::io;
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
+use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Instant, Sleep, sleep};
 
 /// Longest ClientHello, without its 4 bytes of header.
 pub(super) const LONGEST: usize = 16 << 10;
@@ -24,6 +28,8 @@ pub(super) enum Fault {
     TooLarge,
     /// They begin as an HTTP request does.
     PlainHttp,
+    /// They stopped coming, or come too slowly.
+    Slow,
 }
 
 impl fmt::Display for Fault {
@@ -31,6 +37,7 @@ impl fmt::Display for Fault {
         f.write_str(match self {
             Self::TooLarge => "ClientHello too large",
             Self::PlainHttp => "plain HTTP",
+            Self::Slow => "ClientHello too slow",
         })
     }
 }
@@ -51,8 +58,10 @@ pub(super) struct Hello {
     length: [u8; 3],
     /// Bytes of the message's body that have come.
     body: usize,
-    /// Complete, or not a handshake at all.
+    /// Complete, to the end of its last record.
     done: bool,
+    /// Not a handshake at all: rustls refuses it once it has the whole record.
+    foreign: bool,
 }
 
 impl Hello {
@@ -62,39 +71,36 @@ impl Hello {
             return Err(Fault::PlainHttp);
         }
         self.wire = self.wire.saturating_add(bytes.len());
-        while !self.done {
+        while !self.done && !self.foreign {
             let Some((&byte, rest)) = bytes.split_first() else { break };
             if self.left > 0 && self.message == 4 {
                 let step = self.left.min(bytes.len());
                 self.left -= step;
                 self.body += step;
                 bytes = &bytes[step..];
-                self.done = self.body >= self.declared();
-                continue;
-            }
-            bytes = rest;
-            if self.left == 0 {
-                self.take_header(byte);
-            } else {
+            } else if self.left > 0 {
+                bytes = rest;
                 self.left -= 1;
                 if self.message > 0 {
                     self.length[usize::from(self.message - 1)] = byte;
                 }
                 self.message += 1;
-                if self.message == 4 {
-                    if self.declared() > LONGEST {
-                        return Err(Fault::TooLarge);
-                    }
-                    self.done = self.declared() == 0;
+                if self.message == 4 && self.declared() > LONGEST {
+                    return Err(Fault::TooLarge);
                 }
+            } else {
+                bytes = rest;
+                self.take_header(byte);
+                continue;
             }
+            self.done = self.message == 4 && self.left == 0 && self.body >= self.declared();
         }
         if !self.done && self.wire > WIRE { Err(Fault::TooLarge) } else { Ok(()) }
     }
 
     fn take_header(&mut self, byte: u8) {
         match self.header {
-            0 if byte != HANDSHAKE => self.done = true,
+            0 if byte != HANDSHAKE => self.foreign = true,
             0..=2 => {}
             at => self.record[usize::from(at - 3)] = byte,
         }
@@ -116,11 +122,15 @@ impl Hello {
 pub(super) struct Guard<IO> {
     io: IO,
     hello: Hello,
+    time: Duration,
+    /// Set once a part of the message has come.
+    deadline: Option<Pin<Box<Sleep>>>,
 }
 
 impl<IO> Guard<IO> {
-    pub(super) fn new(io: IO) -> Self {
-        Self { io, hello: Hello::default() }
+    /// `time`: from the message's first byte to its last.
+    pub(super) fn new(io: IO, time: Duration) -> Self {
+        Self { io, hello: Hello::default(), time, deadline: None }
     }
 
     pub(super) fn into_inner(self) -> IO {
@@ -134,10 +144,28 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Guard<IO> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        let fault = |fault| Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, fault)));
         let before = buf.filled().len();
-        ready!(Pin::new(&mut self.io).poll_read(cx, buf))?;
+        let Poll::Ready(read) = Pin::new(&mut self.io).poll_read(cx, buf) else {
+            let late = self.deadline.as_mut().is_some_and(|deadline| deadline.as_mut().poll(cx).is_ready());
+            return if late { fault(Fault::Slow) } else { Poll::Pending };
+        };
+        read?;
         let new = buf.filled().get(before..).unwrap_or_default();
-        Poll::Ready(self.hello.feed(new).map_err(|fault| io::Error::new(io::ErrorKind::InvalidData, fault)))
+        if let Err(found) = self.hello.feed(new) {
+            return fault(found);
+        }
+        if self.hello.done {
+            self.deadline = None;
+        } else if let Some(deadline) = &self.deadline {
+            // Bytes that trickle in do not hold it up.
+            if deadline.is_elapsed() || deadline.deadline() <= Instant::now() {
+                return fault(Fault::Slow);
+            }
+        } else {
+            self.deadline = Some(Box::pin(sleep(self.time)));
+        }
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -217,7 +245,8 @@ mod tests {
     fn http_is_told_from_tls_by_its_first_byte() {
         assert_eq!(feed(b"GET / HTTP/1.1\r\n", 16).0, Err(Fault::PlainHttp));
         assert_eq!(feed(b"PRI * HTTP/2.0\r\n", 1).0, Err(Fault::PlainHttp));
-        assert!(feed(&[21, 3, 1, 0, 2, 1, 0], 7).1.done, "rustls says what is wrong with it");
+        let (fed, hello) = feed(&[21, 3, 1, 0, 2, 1, 0], 7);
+        assert!(fed.is_ok() && hello.foreign, "rustls says what is wrong with it");
         // What follows a hello is none of its business.
         let bytes = [records(9, 4), b"GET".to_vec()].concat();
         assert_eq!(feed(&bytes, 3).0, Ok(()));

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 mod coverage;
+mod hostile;
 mod names;
 mod resumption;
 
