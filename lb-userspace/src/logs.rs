@@ -20,6 +20,8 @@ pub fn init(config: &LogConfig) {
     let filter = EnvFilter::builder().with_default_directive(level.into()).from_env_lossy();
     let builder =
         tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    // A sink that is gone must not end the process: it would be told on the same sink (H60).
+    let builder = builder.log_internal_errors(false);
     let _already = match config.format {
         LogFormat::Text => builder.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).try_init(),
         LogFormat::Json => builder.json().flatten_event(true).try_init(),

@@ -1,5 +1,6 @@
 //! Parses the command line, sets up the log, runs; nothing else.
 
+use std::io::Write;
 use std::process::ExitCode;
 use weir::args::{self, Task};
 
@@ -14,7 +15,8 @@ fn main() -> ExitCode {
         Task::Ask(verb) => weir::cli::run(verb),
     };
     result.unwrap_or_else(|error| {
-        eprintln!("weir: {error:#}");
+        // Nobody may be reading.
+        let _unread = writeln!(std::io::stderr(), "weir: {error:#}");
         ExitCode::FAILURE
     })
 }

@@ -72,7 +72,12 @@ impl Layer {
             Self::Unit | Self::Verify => &[],
             Self::Golden => &[("tests", "golden")],
             Self::Packet => &[("tests", "packet")],
-            Self::Netns => &[("lb-userspace", "node"), ("lb-userspace", "agent"), ("tests", "netns")],
+            Self::Netns => &[
+                ("lb-userspace", "node"),
+                ("lb-userspace", "agent"),
+                ("lb-userspace", "processes"),
+                ("tests", "netns"),
+            ],
             Self::Api => &[("tests", "api")],
         }
     }

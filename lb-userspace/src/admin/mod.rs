@@ -102,6 +102,7 @@ impl Admin {
             "hooks": *snapshot.hooks,
             "maps": fill,
             "listeners": self.board.listeners(),
+            "processes": self.board.surroundings(),
             "problems": self.board.problems(),
         })
     }

@@ -189,6 +189,18 @@ pub(super) fn status(value: &Value) -> String {
         .collect();
     out.push_str("\nListeners\n");
     out.push_str(&indent(&table(["FLAG", "ADDRESS", "STATE"], &listeners)));
+    let processes = part("processes");
+    if processes.is_object() {
+        let proxies: Vec<[String; 3]> = rows(processes, "proxies")
+            .map(|proxy| [text(proxy, "number"), text(proxy, "pid"), text(proxy, "state")])
+            .collect();
+        out.push_str(&format!(
+            "\nProxies (ended unasked: {}; agents: {})\n",
+            number(processes, "proxy_restarts"),
+            number(processes, "agent_restarts")
+        ));
+        out.push_str(&indent(&table(["NUMBER", "PID", "STATE"], &proxies)));
+    }
     out.push_str("\nProblems\n");
     out.push_str(&indent(&problems(value)));
     out

@@ -12,7 +12,10 @@ use rustix::thread::{
     clear_ambient_capability_set, no_new_privs, remove_capability_from_bounding_set, set_capabilities,
     set_no_new_privs, set_thread_groups, set_thread_res_gid, set_thread_res_uid,
 };
+use std::fs::File;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 
 /// Closes every descriptor but the standard three and `kept`: whatever this process was
 /// started with.
@@ -28,6 +31,16 @@ pub(super) fn close_inherited(kept: BorrowedFd<'_>) -> anyhow::Result<()> {
     for fd in open {
         // The listing itself is among them, and closed already.
         let _closed = nix::unistd::close(fd);
+    }
+    Ok(())
+}
+
+/// Makes a file if it is not there, and gives it to user `id`.
+pub(super) fn own(path: &Path, id: u32) -> std::io::Result<()> {
+    let mut options = File::options();
+    let file = options.append(true).create(true).mode(0o640).custom_flags(libc::O_NOFOLLOW).open(path)?;
+    if rustix::process::getuid().is_root() {
+        std::os::unix::fs::fchown(&file, Some(id), Some(id))?;
     }
     Ok(())
 }

@@ -15,6 +15,7 @@ use std::io;
 use std::net::TcpListener;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::io::{AsyncWrite, AsyncWriteExt};
@@ -31,6 +32,8 @@ pub struct Options {
     pub user: u32,
     /// How long connections may live on when it is to end (I73).
     pub drain_timeout: Duration,
+    /// A file that it writes to later: made, and made its own, while it still may.
+    pub log_file: Option<PathBuf>,
 }
 
 /// Runs the process to its end. The engine is started without privileges.
@@ -43,6 +46,11 @@ pub fn run(options: Options) -> anyhow::Result<()> {
     // Only what tools show.
     let _cosmetic = rustix::thread::set_name(c"weir-proxy");
     privileges::raise_open_files();
+    if let Some(path) = &options.log_file
+        && let Err(error) = privileges::own(path, options.user)
+    {
+        tracing::warn!(path = %path.display(), %error, "the access log cannot be prepared");
+    }
     privileges::drop_all(options.user).context("the proxy keeps privileges and does not run")?;
     let engine = Arc::new(Engine::start(options.settings)?);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -112,7 +120,8 @@ impl Proxy {
             };
             let drain = tokio::select! {
                 order = self.control.recv::<Order>(), if controlled => match order {
-                    Ok(Some((Order::End, _))) => return Ok(()),
+                    // At once: nothing that serves is waited for.
+                    Ok(Some((Order::End, _))) => std::process::exit(0),
                     Ok(Some((Order::Drain, _))) => true,
                     Ok(Some((order, handed))) => {
                         self.obey(order, handed).await;

@@ -20,9 +20,9 @@ const ORDERS: usize = 256;
 #[derive(Debug)]
 pub(super) enum Heard {
     Said(Report),
-    /// It ended; the text says how.
+    /// It ended; the text says how. `failed`: it gave up by itself.
     Ended {
-        clean: bool,
+        failed: bool,
         how: String,
     },
 }
@@ -137,11 +137,11 @@ async fn attend(
             }
         }
     };
-    let (clean, how) = match ended {
-        Ok(status) => (status.success(), status.to_string()),
+    let (failed, how) = match ended {
+        Ok(status) => (status.code().is_some_and(|code| code != 0), status.to_string()),
         Err(error) => (false, error.to_string()),
     };
-    let _ending = heard.send((who, Heard::Ended { clean, how })).await;
+    let _ending = heard.send((who, Heard::Ended { failed, how })).await;
 }
 
 #[cfg(test)]

@@ -169,11 +169,11 @@ impl Supervisor {
                 Event::Ready(number)
             }
             (Heard::Said(Report::Up | Report::Ready), _) => return,
-            (Heard::Ended { clean, how }, _) => {
+            (Heard::Ended { failed, how }, _) => {
                 if let Some(child) = self.children.remove(&who) {
                     tracing::info!(?who, pid = child.pid, how, "a process ended");
                 }
-                Event::Exited { who, clean }
+                Event::Exited { who, failed }
             }
         };
         self.events.push_back(event);
@@ -251,7 +251,7 @@ impl Supervisor {
             }
             Err(error) => {
                 tracing::error!(?who, %error, "a process cannot be started");
-                self.events.push_back(Event::Exited { who, clean: false });
+                self.events.push_back(Event::Exited { who, failed: true });
                 return;
             }
         }

@@ -1,5 +1,6 @@
 //! Which part of `weir run` this process is, and what that part is told.
 
+use crate::args::value::AccessLog;
 use crate::args::{Config, L7Config, Role};
 use crate::proxy::engine::{ClientLimits, Settings};
 use crate::proxy::process::{self, Options};
@@ -32,5 +33,9 @@ fn options(l7: &L7Config) -> Options {
         https_port: l7.https.first().map_or(443, std::net::SocketAddr::port),
         ..Settings::default()
     };
-    Options { settings, user: l7.proxy_user, drain_timeout: l7.drain_timeout }
+    let log_file = match &l7.access_log {
+        AccessLog::File(path) => Some(path.clone()),
+        AccessLog::Off | AccessLog::Stdout => None,
+    };
+    Options { settings, user: l7.proxy_user, drain_timeout: l7.drain_timeout, log_file }
 }

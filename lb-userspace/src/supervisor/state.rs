@@ -34,8 +34,8 @@ pub(crate) enum Program {
 /// Something that happened.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Event {
-    /// A process ended, or could not be started.
-    Exited { who: Who, clean: bool },
+    /// A process ended, or could not be started. `failed`: it gave up by itself.
+    Exited { who: Who, failed: bool },
     /// A process said what it speaks.
     Hello { who: Who, protocol: u64 },
     /// The agent holds the node.
@@ -179,7 +179,7 @@ impl Machine {
     pub(crate) fn step(&mut self, now: Instant, event: Event) -> Vec<Action> {
         let mut todo = Vec::new();
         match event {
-            Event::Exited { who: Who::Agent, clean } => self.agent_exited(now, clean, &mut todo),
+            Event::Exited { who: Who::Agent, failed } => self.agent_exited(now, failed, &mut todo),
             Event::Exited { who: Who::Proxy(number), .. } => self.proxy_exited(now, number, &mut todo),
             Event::Hello { who, protocol } => {
                 match who {
@@ -286,12 +286,12 @@ impl Machine {
         todo.push(Action::Start(Who::Proxy(number), self.program));
     }
 
-    fn agent_exited(&mut self, now: Instant, clean: bool, todo: &mut Vec<Action>) {
+    fn agent_exited(&mut self, now: Instant, failed: bool, todo: &mut Vec<Action>) {
         self.agent_protocol = None;
         self.proxies.values_mut().for_each(|proxy| proxy.linked = false);
         if matches!(self.phase, Phase::Stopping { .. }) {
             self.agent = AgentState::Gone;
-        } else if !clean && !self.ever_up {
+        } else if failed && !self.ever_up {
             // It said why. Whoever started us knows what to do about it.
             self.agent = AgentState::Gone;
             self.end_all(todo);

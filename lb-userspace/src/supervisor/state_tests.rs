@@ -14,7 +14,7 @@ struct Run {
 }
 
 const fn died(who: Who) -> Event {
-    Event::Exited { who, clean: false }
+    Event::Exited { who, failed: true }
 }
 
 const fn hello(who: Who, protocol: u64) -> Event {
@@ -101,7 +101,7 @@ fn an_agent_that_never_worked_is_a_failure_and_one_that_did_is_not() {
     run.does(&[(Up, &[]), (died(Agent), &[Start(Agent, Own)]), (died(Agent), &[])]);
     run.after(1, &[Start(Agent, Own)]);
     let mut run = Run::new();
-    run.does(&[(Event::Exited { who: Agent, clean: true }, &[Start(Agent, Own)])]);
+    run.does(&[(Event::Exited { who: Agent, failed: false }, &[Start(Agent, Own)])]);
 }
 
 #[test]
@@ -112,7 +112,7 @@ fn an_upgrade_drains_the_old_proxy_when_the_new_one_serves() {
         (Upgrade, &[]),
         (hello(P(2), 7), &[Link(2)]),
         (Ready(2), &[Drain(1), Relieve]),
-        (Event::Exited { who: P(1), clean: true }, &[]),
+        (Event::Exited { who: P(1), failed: false }, &[]),
         // From now on the new program is the one.
         (died(P(2)), &[Start(P(3), OnDisk)]),
     ]);
@@ -135,15 +135,15 @@ fn an_upgrade_to_another_protocol_takes_the_agent_along_and_back() {
     run.does(&[
         (Upgrade, &[Start(P(2), OnDisk)]),
         (hello(P(2), 8), &[StopAgent]),
-        (Event::Exited { who: Agent, clean: true }, &[Start(Agent, OnDisk)]),
+        (Event::Exited { who: Agent, failed: false }, &[Start(Agent, OnDisk)]),
         // The old proxy keeps the table that it has.
         (hello(Agent, 8), &[Link(2)]),
         (died(P(2)), &[StopAgent]),
-        (Event::Exited { who: Agent, clean: true }, &[Start(Agent, Own)]),
+        (Event::Exited { who: Agent, failed: false }, &[Start(Agent, Own)]),
         (hello(Agent, 7), &[Link(1)]),
         (Upgrade, &[Start(P(3), OnDisk)]),
         (hello(P(3), 8), &[StopAgent]),
-        (Event::Exited { who: Agent, clean: true }, &[Start(Agent, OnDisk)]),
+        (Event::Exited { who: Agent, failed: false }, &[Start(Agent, OnDisk)]),
         (hello(Agent, 8), &[Link(3)]),
         (Ready(3), &[Drain(1), Relieve]),
         (died(Agent), &[Start(Agent, OnDisk)]),
@@ -154,10 +154,10 @@ fn an_upgrade_to_another_protocol_takes_the_agent_along_and_back() {
 #[test]
 fn the_end_waits_for_load_balancers_then_drains() {
     let mut run = Run::serving();
-    run.does(&[(Stop, &[StopAgent]), (Event::Exited { who: Agent, clean: true }, &[])]);
+    run.does(&[(Stop, &[StopAgent]), (Event::Exited { who: Agent, failed: false }, &[])]);
     run.after(2, &[]);
     run.after(2, &[Release, Drain(1)]);
-    run.does(&[(Event::Exited { who: P(1), clean: true }, &[Exit(true)])]);
+    run.does(&[(Event::Exited { who: P(1), failed: false }, &[Exit(true)])]);
 }
 
 #[test]
@@ -174,9 +174,9 @@ fn a_second_wish_to_end_and_processes_that_hang_end_at_once() {
 #[test]
 fn the_end_waits_for_a_successor_that_makes_itself_ready() {
     let mut run = Run::serving();
-    run.does(&[(Asked, &[]), (Stop, &[StopAgent]), (Event::Exited { who: Agent, clean: true }, &[])]);
+    run.does(&[(Asked, &[]), (Stop, &[StopAgent]), (Event::Exited { who: Agent, failed: false }, &[])]);
     run.after(100, &[]);
-    run.does(&[(Done, &[Release, Drain(1)]), (Event::Exited { who: P(1), clean: true }, &[Exit(true)])]);
+    run.does(&[(Done, &[Release, Drain(1)]), (Event::Exited { who: P(1), failed: false }, &[Exit(true)])]);
 
     // It goes away again, or never comes so far.
     let mut run = Run::serving();
@@ -210,7 +210,7 @@ fn who_was_relieved_waits_for_its_end_and_comes_back_when_it_holds_the_node() {
     run.does(&[
         (Done, &[Release, Drain(1)]),
         (Stop, &[StopAgent]),
-        (Event::Exited { who: P(1), clean: true }, &[]),
-        (Event::Exited { who: Agent, clean: true }, &[Exit(true)]),
+        (Event::Exited { who: P(1), failed: false }, &[]),
+        (Event::Exited { who: Agent, failed: false }, &[Exit(true)]),
     ]);
 }

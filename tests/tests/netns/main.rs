@@ -9,6 +9,7 @@ mod explain;
 mod flood;
 mod malformed;
 mod plain;
+mod processes;
 mod removal;
 mod restart;
 mod rig;
