@@ -23,6 +23,7 @@ pub mod kubelet;
 pub mod manifests;
 pub mod netns;
 pub mod packets;
+pub mod raw;
 pub mod scratch;
 pub mod servers;
 pub mod topology;

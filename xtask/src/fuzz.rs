@@ -5,15 +5,22 @@ use anyhow::Result;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Which fuzzer.
+    /// Which fuzzer: path, judge, chunked, response, h2-frames, target.
     name: String,
     /// For how long.
     #[arg(long, default_value_t = 60)]
     seconds: u64,
+    /// How many executions, in place of a time; not for `path`.
+    #[arg(long)]
+    executions: Option<u64>,
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let mut command = cargo();
     command.args(["run", "--quiet", "--release", "--package", "tests", "--bin", "fuzz", "--", &args.name]);
-    run_command(command.args(["--seconds", &args.seconds.to_string()]))
+    command.args(["--seconds", &args.seconds.to_string()]);
+    if let Some(executions) = args.executions {
+        command.args(["--executions", &executions.to_string()]);
+    }
+    run_command(&mut command)
 }

@@ -2,10 +2,10 @@
 //!
 //! A path is forwarded as it was received, and origins differ in what they make of it: some
 //! decode `%2f` before they split, some drop `;parameters`, some take `\` for `/`, merge `//`
-//! or resolve `..` early or late. So the path is routed once for each reading that an origin
-//! may take, and a request whose readings would go to different routes is refused: route,
-//! access rules and origin can then never mean different things. What is unusual but stays
-//! within one route passes (`/projects/a%2fb` under `/projects`).
+//! or resolve `..`, and they do so in any order. So the path is routed once for every reading
+//! that some order of these steps comes to, and a request whose readings would go to different
+//! routes is refused: route, access rules and origin can then never mean different things.
+//! What is unusual but stays within one route passes (`/projects/a%2fb` under `/projects`).
 //!
 //! The decoded form of a path is what one decoding makes of it. A second decoding (`%252e`),
 //! overlong UTF-8 (`%c0%ae`) and full-width letters (`%ef%bc%8f`) are mistakes of an origin,
@@ -13,10 +13,12 @@
 //! to another one the request is refused too.
 
 use std::borrow::Cow;
+use std::collections::HashSet;
 
-/// Most bytes of readings that one path may cost: what is long and ambiguous in every way at
-/// once is refused, not worked through.
+/// Most bytes of readings that one path may cost, and most readings: what is long and ambiguous
+/// in every way at once is refused, not worked through.
 const WORK_LIMIT: usize = 128 * 1024;
+const READINGS: usize = 256;
 
 /// Why a path is refused, with 400.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -57,66 +59,39 @@ impl Refusal {
     }
 }
 
-/// How far escapes are decoded.
+/// What an origin may do to a path.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Decoding {
-    No,
+enum Step {
+    Decode,
     /// All but `%2f` and `%5c`.
-    KeepSlashes,
-    Once,
-    /// Again, and with the mistakes that lenient decoders of UTF-8 make.
-    Twice,
-}
-
-/// Whether `;parameters` are cut off segments.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Parameters {
-    Keep,
-    CutBefore,
-    CutAfter,
-}
-
-/// When `.` and `..` are resolved.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Dots {
-    Keep,
-    After,
-    /// Before decoding and after it.
-    Both,
-}
-
-/// One way to read a path.
-#[derive(Clone, Copy, Debug)]
-struct Reading {
-    decoding: Decoding,
-    parameters: Parameters,
-    /// `\` is `/`.
-    backslash: bool,
-    /// `//` is `/`.
-    merge: bool,
-    dots: Dots,
+    DecodeKeepingSlashes,
+    /// `.` and `..` are resolved (RFC 3986 5.2.4).
+    Resolve,
+    /// `//` becomes `/`.
+    Merge,
+    /// `\` becomes `/`.
+    Backslash,
+    /// `;parameters` are cut off segments.
+    CutParameters,
     /// A decoded `?` or `#` ends the path.
-    cut: bool,
+    CutEnd,
+    /// Overlong UTF-8 and full-width letters are read as ASCII.
+    Mistake,
 }
 
-const PLAIN: Reading = Reading {
-    decoding: Decoding::No,
-    parameters: Parameters::Keep,
-    backslash: false,
-    merge: false,
-    dots: Dots::Keep,
-    cut: false,
-};
+const STEPS: [Step; 8] = [
+    Step::Decode,
+    Step::DecodeKeepingSlashes,
+    Step::Resolve,
+    Step::Merge,
+    Step::Backslash,
+    Step::CutParameters,
+    Step::CutEnd,
+    Step::Mistake,
+];
 
-/// What one decoding makes of a path, parameters cut, slashes merged, dots resolved.
-const NORMAL: Reading = Reading {
-    decoding: Decoding::Once,
-    parameters: Parameters::CutAfter,
-    backslash: true,
-    merge: true,
-    dots: Dots::After,
-    cut: false,
-};
+/// One reading, and how often it was decoded.
+type Reading = (u8, Vec<u8>);
 
 /// Returns the route of a path (without its query), when all of its readings have the same.
 ///
@@ -133,16 +108,29 @@ pub fn agree<R: PartialEq>(path: &[u8], mut route: impl FnMut(&[u8]) -> R) -> Re
         return Ok(raw);
     }
     check_escapes(path)?;
-    let readings = readings(path);
-    if readings.count().saturating_mul(path.len()) > WORK_LIMIT {
-        return Err(Refusal::TooAmbiguous);
-    }
-    let (mut read, mut spare) = (Vec::with_capacity(path.len()), Vec::new());
-    for reading in readings.all() {
-        reading.read(path, &mut read, &mut spare);
-        if read != path && route(&read) != raw {
-            return Err(Refusal::Disagreement);
+    let mut seen: HashSet<Reading> = HashSet::new();
+    let mut fresh: Vec<Reading> = vec![(0, path.to_vec())];
+    let (mut next, mut work) = (Vec::new(), 0);
+    while !fresh.is_empty() {
+        for (decoded, from) in &fresh {
+            for step in STEPS {
+                let Some(reading) = step.take(*decoded, from) else { continue };
+                if reading.1 == *from && reading.0 == *decoded || seen.contains(&reading) {
+                    continue;
+                }
+                if reading.1 != *from && route(&reading.1) != raw {
+                    return Err(Refusal::Disagreement);
+                }
+                work += reading.1.len();
+                if work > WORK_LIMIT || seen.len() >= READINGS {
+                    return Err(Refusal::TooAmbiguous);
+                }
+                seen.insert(reading.clone());
+                next.push(reading);
+            }
         }
+        fresh.clear();
+        std::mem::swap(&mut fresh, &mut next);
     }
     Ok(raw)
 }
@@ -159,8 +147,10 @@ pub fn normalised(path: &[u8]) -> Result<Cow<'_, [u8]>, Refusal> {
         return Ok(Cow::Borrowed(path));
     }
     check_escapes(path)?;
-    let (mut read, mut spare) = (Vec::with_capacity(path.len()), Vec::new());
-    NORMAL.read(path, &mut read, &mut spare);
+    let mut read = path.to_vec();
+    for step in [Step::Decode, Step::Backslash, Step::CutParameters, Step::Merge, Step::Resolve] {
+        read = step.take(0, &read).map_or(read, |(_, read)| read);
+    }
     Ok(Cow::Owned(read))
 }
 
@@ -203,138 +193,44 @@ fn escape(at: &[u8]) -> Option<u8> {
     Some(digit(high)? << 4 | digit(low)?)
 }
 
-/// The readings that can differ for one path: each choice that could matter.
-#[derive(Debug)]
-struct Readings {
-    decodings: &'static [Decoding],
-    parameters: &'static [Parameters],
-    backslash: &'static [bool],
-    merge: &'static [bool],
-    dots: &'static [Dots],
-    cut: &'static [bool],
-}
-
-fn readings(path: &[u8]) -> Readings {
-    const NO: &[bool] = &[false];
-    const BOTH: &[bool] = &[false, true];
-    let (mut decoded, mut deeper) = (Vec::with_capacity(path.len()), Vec::new());
-    decode(path, Decoding::Once, &mut decoded);
-    decode(path, Decoding::Twice, &mut deeper);
-    let again = decoded != deeper;
-    let last = if again { &deeper } else { &decoded };
-    let has = |byte| last.contains(&byte);
-    let is_slash = |byte: &u8| matches!(byte, b'/' | b'\\');
-    let segments =
-        || last.split(is_slash).map(|segment| segment.split(|b| *b == b';').next().unwrap_or_default());
-    let escaped = path.contains(&b'%');
-    let cut = escaped && last.iter().any(|byte| matches!(byte, b'?' | b'#'));
-    // A segment that is empty, or is once its parameters are gone, makes `//`. So does one
-    // that dots leave behind, which changes nothing that merging would.
-    let empty = segments().skip(1).any(<[u8]>::is_empty);
-    let dots = segments().any(|segment| matches!(segment, b"." | b".."))
-        || (cut
-            && last
-                .split(|b| is_slash(b) || matches!(b, b'?' | b'#' | b';'))
-                .any(|s| matches!(s, b"." | b"..")));
-    Readings {
-        decodings: match (escaped, again) {
-            (_, true) => &[Decoding::No, Decoding::KeepSlashes, Decoding::Once, Decoding::Twice],
-            (true, false) => &[Decoding::No, Decoding::KeepSlashes, Decoding::Once],
-            (false, false) => &[Decoding::No],
-        },
-        parameters: match (has(b';'), escaped) {
-            (false, _) => &[Parameters::Keep],
-            (true, false) => &[Parameters::Keep, Parameters::CutAfter],
-            (true, true) => &[Parameters::Keep, Parameters::CutBefore, Parameters::CutAfter],
-        },
-        backslash: if has(b'\\') { BOTH } else { NO },
-        merge: if empty { BOTH } else { NO },
-        dots: match (dots, escaped) {
-            (false, _) => &[Dots::Keep],
-            (true, false) => &[Dots::Keep, Dots::After],
-            (true, true) => &[Dots::Keep, Dots::After, Dots::Both],
-        },
-        cut: if cut { BOTH } else { NO },
-    }
-}
-
-impl Readings {
-    fn count(&self) -> usize {
-        self.decodings.len()
-            * self.parameters.len()
-            * self.backslash.len()
-            * self.merge.len()
-            * self.dots.len()
-            * self.cut.len()
-    }
-
-    fn all(&self) -> impl Iterator<Item = Reading> + '_ {
-        (0..self.count()).map(|number| {
-            let mut number = number;
-            let mut choose = |of: usize| {
-                let chosen = number % of;
-                number /= of;
-                chosen
-            };
-            let (decoding, parameters) = (choose(self.decodings.len()), choose(self.parameters.len()));
-            let (backslash, merge) = (choose(self.backslash.len()), choose(self.merge.len()));
-            let (dots, cut) = (choose(self.dots.len()), choose(self.cut.len()));
-            Reading {
-                decoding: self.decodings.get(decoding).copied().unwrap_or(PLAIN.decoding),
-                parameters: self.parameters.get(parameters).copied().unwrap_or(PLAIN.parameters),
-                backslash: backslash == 1,
-                merge: merge == 1,
-                dots: self.dots.get(dots).copied().unwrap_or(PLAIN.dots),
-                cut: cut == 1,
+impl Step {
+    /// What the step makes of a path that was decoded so often; `None`: nothing that counts.
+    fn take(self, decoded: u8, path: &[u8]) -> Option<Reading> {
+        let mut out = Vec::with_capacity(path.len());
+        let mut level = decoded;
+        match self {
+            Self::Decode | Self::DecodeKeepingSlashes => {
+                let keep: &[u8] = if self == Self::Decode { b"" } else { b"/\\" };
+                if decoded >= 2 || !path.contains(&b'%') {
+                    return None;
+                }
+                unescape(path, keep, &mut out);
+                level += 1;
             }
-        })
-    }
-}
-
-impl Reading {
-    /// Writes what the path is in this reading to `read`; `spare` is room to work in.
-    fn read(self, path: &[u8], read: &mut Vec<u8>, spare: &mut Vec<u8>) {
-        spare.clear();
-        spare.extend_from_slice(path);
-        let swap = |read: &mut Vec<u8>, spare: &mut Vec<u8>| std::mem::swap(read, spare);
-        // Each step reads `spare`, writes `read`, and swaps.
-        if self.parameters == Parameters::CutBefore {
-            cut_parameters(spare, read);
-            swap(read, spare);
-        }
-        if self.dots == Dots::Both {
-            resolve(spare, read);
-            swap(read, spare);
-        }
-        decode(spare, self.decoding, read);
-        swap(read, spare);
-        if self.cut {
-            let end = spare.iter().position(|byte| matches!(byte, b'?' | b'#')).unwrap_or(spare.len());
-            spare.truncate(end);
-        }
-        if self.backslash {
-            spare.iter_mut().filter(|byte| **byte == b'\\').for_each(|byte| *byte = b'/');
-        }
-        if self.parameters != Parameters::Keep {
-            // What was cut before is not there any more, and what decoding made stays.
-            if self.parameters == Parameters::CutAfter {
-                cut_parameters(spare, read);
-                swap(read, spare);
+            Self::Resolve => resolve(path, &mut out),
+            Self::Merge => {
+                out.extend_from_slice(path);
+                out.dedup_by(|next, before| *next == b'/' && *before == b'/');
             }
+            Self::Backslash if path.contains(&b'\\') => {
+                out.extend(path.iter().map(|byte| if *byte == b'\\' { b'/' } else { *byte }));
+            }
+            Self::CutParameters if path.contains(&b';') => cut_parameters(path, &mut out),
+            Self::CutEnd if decoded > 0 => {
+                out.extend(path.iter().take_while(|byte| !matches!(byte, b'?' | b'#')));
+            }
+            Self::Mistake if !path.is_ascii() => {
+                out.extend_from_slice(path);
+                mistake(&mut out);
+            }
+            Self::Backslash | Self::CutParameters | Self::CutEnd | Self::Mistake => return None,
         }
-        if self.merge {
-            spare.dedup_by(|next, before| *next == b'/' && *before == b'/');
-        }
-        if self.dots == Dots::Keep {
-            swap(read, spare);
-        } else {
-            resolve(spare, read);
-        }
+        Some((level, out))
     }
 }
 
+/// Cuts `;` and what follows off every segment.
 fn cut_parameters(path: &[u8], out: &mut Vec<u8>) {
-    out.clear();
     let mut inside = false;
     for &byte in path {
         inside = match byte {
@@ -350,7 +246,6 @@ fn cut_parameters(path: &[u8], out: &mut Vec<u8>) {
 
 /// Removes `.` and `..` segments (RFC 3986 5.2.4); above the root there is only the root.
 fn resolve(path: &[u8], out: &mut Vec<u8>) {
-    out.clear();
     let mut segments = path.split(|byte| *byte == b'/').skip(1).peekable();
     while let Some(segment) = segments.next() {
         let last = segments.peek().is_none();
@@ -367,22 +262,6 @@ fn resolve(path: &[u8], out: &mut Vec<u8>) {
         if last {
             out.push(b'/');
         }
-    }
-}
-
-fn decode(path: &[u8], how: Decoding, out: &mut Vec<u8>) {
-    out.clear();
-    let keep: &[u8] = if how == Decoding::KeepSlashes { b"/\\" } else { b"" };
-    if how == Decoding::No {
-        out.extend_from_slice(path);
-        return;
-    }
-    unescape(path, keep, out);
-    if how == Decoding::Twice {
-        let once = out.clone();
-        out.clear();
-        unescape(&once, b"", out);
-        mistake(out);
     }
 }
 

@@ -1,26 +1,34 @@
 //! Fuzzers that run for a while, called by `cargo xtask fuzz NAME`: `path` sends made-up
-//! conversations through the packet path and has a model judge each packet.
+//! conversations through the packet path and has a model judge each packet; the others change
+//! cases of the corpus of raw messages, and judge what the proxy's judges say.
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use lab::packets::fuzz;
 use lab::packets::row::Snat;
+use lab::raw;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-const USAGE: &str = "usage: fuzz path [--seconds N] [--seed N]";
+const USAGE: &str =
+    "usage: fuzz path|judge|chunked|response|h2-frames|target [--seconds N] [--executions N] [--seed N]";
 
 fn main() -> Result<()> {
     let words: Vec<String> = std::env::args().skip(1).collect();
     let mut words = words.iter().map(String::as_str);
-    if words.next() != Some("path") {
-        bail!("{USAGE}");
-    }
-    let (mut seconds, mut seed) = (60, None);
+    let name = words.next().context(USAGE)?;
+    let (mut seconds, mut executions, mut seed) = (60, None, None);
     while let Some(word) = words.next() {
         match (word, words.next()) {
             ("--seconds", Some(number)) => seconds = number.parse()?,
+            ("--executions", Some(number)) => executions = Some(number.parse()?),
             ("--seed", Some(number)) => seed = Some(number.parse()?),
             _ => bail!("{USAGE}"),
         }
+    }
+    if raw::fuzz::NAMES.contains(&name) {
+        return judges(name, Duration::from_secs(seconds), executions, seed);
+    }
+    if name != "path" || executions.is_some() {
+        bail!("{USAGE}");
     }
     if let Some(seed) = seed {
         let tally = fuzz::simulate(seed, 1, Snat::Wide)?;
@@ -37,5 +45,27 @@ fn main() -> Result<()> {
         translated += tally.translated;
     }
     println!("{packets} packets, {translated} translated, none of which anything wrong became");
+    Ok(())
+}
+
+/// For so long, or so many executions if that is said; one of them for a seed.
+fn judges(name: &str, time: Duration, executions: Option<u64>, seed: Option<u64>) -> Result<()> {
+    const ROUND: u64 = 10_000;
+    let fuzzer = raw::fuzz::Fuzzer::new(name)?;
+    if let Some(seed) = seed {
+        fuzzer.run(seed, 1)?;
+        println!("{name}: seed {seed}, nothing to say");
+        return Ok(());
+    }
+    let first = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs() << 32;
+    let (begin, mut done) = (Instant::now(), 0);
+    while executions.map_or(begin.elapsed() < time, |executions| done < executions) {
+        fuzzer.run(first + done, ROUND)?;
+        done += ROUND;
+    }
+    println!(
+        "{name}: {done} executions from seed {first} in {:.1} s, nothing to say",
+        begin.elapsed().as_secs_f64()
+    );
     Ok(())
 }

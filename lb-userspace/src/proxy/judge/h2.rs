@@ -252,8 +252,8 @@ impl Frames {
         }
         match self.abuse {
             _ if at > 0 => Ruling::Pass(at),
-            Some(abuse) => Ruling::End(abuse),
-            None => Ruling::More,
+            Some(abuse) if self.client.left == 0 => Ruling::End(abuse),
+            Some(_) | None => Ruling::More,
         }
     }
 

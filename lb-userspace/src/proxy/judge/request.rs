@@ -176,7 +176,9 @@ impl Requests {
     /// Looks at the lines of a head that are new; its length when it is whole and good.
     fn lines(&mut self, bytes: &[u8]) -> Result<Option<usize>, Reason> {
         while let Some((line, end)) = self.lines.next(bytes) {
-            if end > HEAD_LIMIT {
+            // The same words for a line that comes whole as for one that comes in pieces.
+            let piece = line.strip_suffix(b"\n").unwrap_or(line);
+            if end > HEAD_LIMIT || self.is_long_request_line(piece) {
                 return Err(self.too_long(line));
             }
             if self.take_line(line)? {
@@ -192,22 +194,25 @@ impl Requests {
     /// A line whose end has not come can already be too long.
     fn check_unfinished(&self, bytes: &[u8]) -> Result<Option<usize>, Reason> {
         let line = self.lines.rest(bytes);
-        let in_request_line = matches!(self.state, State::Begin(_));
-        if bytes.len() > HEAD_LIMIT || (in_request_line && line.len() > METHOD_LIMIT + TARGET_LIMIT + 12) {
-            return Err(self.too_long(line));
+        if bytes.len() > HEAD_LIMIT || self.is_long_request_line(line) {
+            Err(self.too_long(line))
+        } else {
+            Ok(None)
         }
-        if in_request_line && line.len() > METHOD_LIMIT {
-            let method = line.iter().take(METHOD_LIMIT + 1);
-            if !method.copied().any(|byte| byte == b' ') {
-                return Err(Reason::Method);
-            }
-        }
-        Ok(None)
+    }
+
+    fn is_long_request_line(&self, line: &[u8]) -> bool {
+        let long = line.len() > METHOD_LIMIT + TARGET_LIMIT + 12 || has_long_method(line);
+        long && matches!(self.state, State::Begin(_))
     }
 
     fn too_long(&self, line: &[u8]) -> Reason {
-        let target = matches!(self.state, State::Begin(_)) && line.len() > TARGET_LIMIT;
-        if target { Reason::TargetTooLong } else { Reason::HeadTooLong }
+        let request_line = matches!(self.state, State::Begin(_));
+        match () {
+            () if request_line && has_long_method(line) => Reason::Method,
+            () if request_line && line.len() > TARGET_LIMIT => Reason::TargetTooLong,
+            () => Reason::HeadTooLong,
+        }
     }
 
     /// Takes a line with its end; true when it is the empty one that ends the head.
@@ -229,6 +234,10 @@ impl Requests {
         self.head.field(name, value, line)?;
         Ok(false)
     }
+}
+
+fn has_long_method(line: &[u8]) -> bool {
+    line.get(..=METHOD_LIMIT).is_some_and(|begin| !begin.contains(&b' '))
 }
 
 impl Head {
