@@ -90,6 +90,8 @@ static SETTINGS: Global<Settings> = Global::new(Settings {
     flags: SettingsFlags(0),
     hash_seed: 0,
     snat: [PortRange::EMPTY; 2],
+    earlier: PortRange::EMPTY,
+    pad: 0,
 });
 
 /// This CPU's working memory.

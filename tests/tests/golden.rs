@@ -214,7 +214,7 @@ impl<'a> Agent<'a> {
     /// The maps once no open flow needs a retired frontend.
     fn end(mut self) -> String {
         self.sim.fail_every(None);
-        for (key, _) in self.planner.retired().collect::<Vec<_>>() {
+        for (key, ..) in self.planner.retired().collect::<Vec<_>>() {
             let ops = self.planner.forget(&key);
             self.planner.carry_out(&ops, self.now, |ops| self.sim.apply(ops));
         }

@@ -5,11 +5,11 @@ use lab::packets::build::{tcp, udp};
 use lab::packets::fuzz;
 use lab::packets::kernel::with_kernel;
 use lab::packets::netfilter::{self, Recorded};
-use lab::packets::row::{Hook, Row, Service, Snat};
-use lab::packets::run::{self, Runner, Simulated};
+use lab::packets::row::{Hook, Row, Service, Snat, Step};
+use lab::packets::run::{self, Code, Runner, Simulated};
 use lab::packets::table;
-use lab::packets::world::POD0;
-use lb_common::abi::{DropReason, FlowFlags, PassReason, Proto, Reason};
+use lab::packets::world::{ETH0, POD0};
+use lb_common::abi::{DropReason, FlowFlags, PassReason, PortRange, Proto, Reason};
 use std::collections::{BTreeMap, BTreeSet};
 use weir::datapath::Capacity;
 
@@ -156,6 +156,32 @@ fn simulator_refuses_new_flows_alone_when_the_map_is_full() -> Result<()> {
     row.egress(&fin).noting(Reason::Closed).passes(PassReason::Reply, &fin.from(front));
     row.outside(&data(open)).noting(Reason::Confirmed).passes(PassReason::Forward, &data(open).to(back));
     run::play(&mut simulated, &row).map(drop)
+}
+
+/// A flow lives on when its source port is out of the range that is configured now.
+#[test]
+fn simulator_turns_replies_to_ports_of_an_earlier_range() -> Result<()> {
+    let mut row = Row::new("another range");
+    row.service(Service::new(Proto::UDP).node_port(30_080).remote("10.244.2.5:53"));
+    let mut simulated = Simulated::default();
+    simulated.reset(&row)?;
+    let Some(Step::Ops(ops)) = row.steps.first() else { panic!("the row programs a Service") };
+    simulated.apply(ops)?;
+    let ask = |client: &str| udp(client, "192.0.2.1:30080");
+    let asked = |port: u16| ask(&format!("192.0.2.1:{port}")).to("10.244.2.5:53").ttl(63).bytes();
+    let first = simulated.run(Hook::Outside, ETH0, &ask("198.51.100.7:4000").bytes())?;
+    assert_eq!(first.bytes, asked(20_000));
+    simulated.sim.memory.settings.snat = Snat::High.ranges();
+    let answer = udp("10.244.2.5:53", "192.0.2.1:20000");
+    assert_eq!(simulated.run(Hook::Outside, ETH0, &answer.bytes())?.code, Code::Pass, "nobody's");
+    simulated.sim.memory.settings.earlier = PortRange { first: 20_000, last: 20_000 };
+    let turned = simulated.run(Hook::Outside, ETH0, &answer.bytes())?;
+    assert_eq!(turned.bytes, answer.from("192.0.2.1:30080").to("198.51.100.7:4000").ttl(63).bytes());
+    let next = simulated.run(Hook::Outside, ETH0, &ask("198.51.100.7:4000").bytes())?;
+    assert_eq!(next.bytes, asked(20_000));
+    let other = simulated.run(Hook::Outside, ETH0, &ask("198.51.100.7:4001").bytes())?;
+    assert_eq!(other.bytes, asked(61_000));
+    Ok(())
 }
 
 /// The port that a pod's flow is given depends on its tuple alone, as long as it is free:

@@ -44,6 +44,9 @@ pub struct Settings {
     pub hash_seed: u32,
     /// Source ports that translated flows use, `--snat-port-range`.
     pub snat: [PortRange; 2],
+    /// Holds the source ports of flows that were translated when `snat` was another range.
+    pub earlier: PortRange,
+    pub pad: u32,
 }
 
 /// Bits of [`Settings::flags`].
@@ -118,6 +121,6 @@ impl DeviceFlags {
     }
 }
 
-const _: () = assert!(size_of::<Settings>() == 24);
+const _: () = assert!(size_of::<Settings>() == 32);
 const _: () = assert!(size_of::<NodeConfig>() == 40);
 const _: () = assert!(size_of::<Device>() == 36);

@@ -280,11 +280,12 @@ pub fn lookup_frontend<T: Tables>(
     }
 }
 
-/// Whether a port is one that translated flows are given as their source.
+/// Whether a port is one that translated flows are, or were, given as their source.
 #[inline(always)]
 fn is_ours<T: Tables>(tables: &T, port: Be16) -> bool {
-    let [low, high] = tables.settings().snat;
-    low.contains(port) || high.contains(port)
+    let settings = tables.settings();
+    let [low, high] = settings.snat;
+    low.contains(port) || high.contains(port) || settings.earlier.contains(port)
 }
 
 /// Refuses a packet: an answer where one can be made, else silence.

@@ -124,6 +124,7 @@ async fn serve_with(
     };
     let datapath = tokio::task::spawn_blocking(open).await.context("the data path")??;
     let ingress = ingress::join(&mut tasks, &config, &link)?;
+    let problems = parts::not_honoured(&config, datapath.as_ref());
     let reconciler = Reconciler::new(Parts {
         node_name: config.node_name.clone(),
         node_required: matches!(config.source.kind, SourceKind::Api(_)),
@@ -133,6 +134,7 @@ async fn serve_with(
         board: Arc::clone(&board),
         metrics: Arc::clone(&metrics),
         l7: ingress.parts,
+        problems,
     })
     .context("the maps of an earlier agent cannot be taken over")?;
 

@@ -2,12 +2,14 @@
 
 use crate::args::value::{Devices, NodePortAddresses};
 use crate::args::{Config, L4Config, LogLevel, SourceKind, Xdp};
+use crate::board::agent_problem;
 use crate::datapath::bpf::Bpf;
 use crate::datapath::loader::{LoadOptions, XdpPolicy};
 use crate::datapath::sim::Sim;
 use crate::datapath::{Capacity, Datapath};
 use crate::node::Options;
 use crate::problem::ObjectKey;
+use crate::problem::Problem;
 use crate::source::dir::{DirOptions, DirSource};
 use crate::source::fill::FillConfig;
 use crate::source::kube::{ClientOptions, IngressOptions, KubeOptions, KubeSource};
@@ -52,6 +54,23 @@ pub(super) fn datapath(config: &Config) -> anyhow::Result<Box<dyn Datapath>> {
         crate::datapath::log::follow(&mut bpf)?;
     }
     Ok(Box::new(bpf))
+}
+
+/// What was asked for and cannot be had with the maps that an earlier agent left.
+pub(super) fn not_honoured(config: &Config, datapath: &dyn Datapath) -> Vec<Problem> {
+    let Some(asked) = config.l4.as_ref().and_then(|l4| l4.conntrack_max) else { return Vec::new() };
+    let (asked, there) = (capacity(Some(asked)).flows, datapath.capacity().flows);
+    if asked == there {
+        return Vec::new();
+    }
+    let (asked, there) = (asked / 2, there / 2);
+    vec![agent_problem(
+        "--conntrack-max",
+        format!(
+            "an earlier agent made room for {there} flows, not {asked}, and open ones are in it: it stays \
+             until `weir cleanup` or the next boot"
+        ),
+    )]
 }
 
 /// Flags that were given and that this version cannot honour: told, so that nobody relies

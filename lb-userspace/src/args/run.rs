@@ -128,7 +128,7 @@ pub struct RunArgs {
     /// Control group whose sockets are translated [default: the cgroup2 root wherever it is mounted]
     #[arg(long, env = "WEIR_CGROUP", value_name = "PATH", help_heading = L4)]
     pub cgroup: Option<PathBuf>,
-    /// Source ports of masqueraded flows, one or two ranges
+    /// Source ports given to flows that do not keep theirs, one or two ranges beside the ephemeral ports
     #[arg(long, env = "WEIR_SNAT_PORT_RANGE", value_name = "A-B,…", default_value = "10000-29999,61000-65535", help_heading = L4)]
     pub snat_port_range: PortRanges,
     /// Flows that can be remembered [default: by memory]

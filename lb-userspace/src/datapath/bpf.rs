@@ -1,19 +1,20 @@
 //! The data path in the kernel, over aya maps.
 
+use super::gc::{FlowSweeper, Used};
 use super::hash::Hash;
 use super::loader::{LoadOptions, Loaded, data};
 use super::pod::Raw;
-use super::{Capacity, Datapath, Hook, LinkPlan, MapFill, NodeFacts, OpError, Programmed, Sweep, gc, sys};
+use super::{Capacity, Datapath, Hook, LinkPlan, MapFill, NodeFacts, OpError, Programmed, Sweeper, sys};
 use crate::plan::op::Op;
 use anyhow::{Context, Result};
 use aya::maps::{Array, Map, MapData, PerCpuArray};
 use lb_common::abi::{
-    Addr, Affinity, AffinityKey, Backend, BackendFlags, BackendId, Device, Flow, FlowFlags, FlowKey,
-    Frontend, FrontendKey, NodeAddress, NodeConfig, Reason, ServiceCounters, ServiceId, TABLE_BLOCK, Table,
-    Ticks, map, timeout,
+    Addr, Affinity, AffinityKey, Backend, BackendFlags, BackendId, Device, Flow, FlowKey, Frontend,
+    FrontendKey, NodeAddress, NodeConfig, Reason, ServiceCounters, ServiceId, TABLE_BLOCK, Table, map,
 };
-use std::collections::BTreeMap;
 use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 mod probe;
 
@@ -35,8 +36,7 @@ pub struct Bpf {
     /// The maps that are mapped into memory. XDP is loaded when the first device wants it, and
     /// its code names maps by descriptors: a closed one may by then be another map's.
     _arrays: [Map; 3],
-    /// Entries of the flow maps, as the last sweep counted them.
-    used: BTreeMap<&'static str, u32>,
+    used: Arc<Used>,
 }
 
 impl Bpf {
@@ -82,7 +82,7 @@ impl Bpf {
             transient,
             service_counters,
             _arrays: arrays,
-            used: BTreeMap::new(),
+            used: Arc::default(),
         })
     }
 
@@ -130,10 +130,6 @@ impl Bpf {
             }
         }
         Ok(())
-    }
-
-    fn now() -> Ticks {
-        Ticks::from_nanos(sys::monotonic_nanos())
     }
 }
 
@@ -209,61 +205,22 @@ impl Datapath for Bpf {
         let backends = (1..self.backends.len())
             .filter(|id| self.backends.get(*id).is_some_and(|backend| is_live(&backend)))
             .count();
-        let used = |name| self.used.get(name).copied().unwrap_or(0);
+        let used = |count: &AtomicU32| count.load(Ordering::Relaxed);
         vec![
             MapFill { map: map::FRONTENDS, used: frontends, capacity: self.capacity.frontends },
             MapFill { map: map::BACKENDS, used: backends as u32, capacity: self.capacity.backends },
-            MapFill { map: map::FLOWS, used: used(map::FLOWS), capacity: self.capacity.flows },
-            MapFill { map: map::TRANSIENT, used: used(map::TRANSIENT), capacity: self.capacity.transient },
+            MapFill { map: map::FLOWS, used: used(&self.used.flows), capacity: self.capacity.flows },
+            MapFill {
+                map: map::TRANSIENT,
+                used: used(&self.used.transient),
+                capacity: self.capacity.transient,
+            },
         ]
     }
 
-    fn sweep(&mut self) -> Option<Sweep> {
-        let now = Self::now();
-        let mut sweep = Sweep::default();
-        let mut idle = Vec::new();
-        let (mut confirmed, mut transient) = (0, 0);
-        // Before the confirmed ones: a flow that is confirmed meanwhile is counted twice, and
-        // not in neither map, which would forget its Service under it.
-        let read = self.transient.for_each(|_, flow| {
-            transient += 1;
-            // A silent leftover keeps no Service: it would be opened anew anyway.
-            if !flow.flags.has(FlowFlags::REPLY) && now.since(flow.seen) < timeout::UDP {
-                *sweep.flows.entry(flow.service).or_default() += 1;
-            }
-        });
-        read.ok()?;
-        let read = self.flows.for_each(|key, flow| {
-            confirmed += 1;
-            if gc::idle(key, flow, now) {
-                idle.push((*key, *flow));
-            }
-            if !flow.flags.has(FlowFlags::REPLY) {
-                *sweep.flows.entry(flow.service).or_default() += 1;
-            }
-        });
-        read.ok()?;
-        for (key, flow) in idle {
-            let pair_key = flow.pair(key.proto);
-            let pair = self.flows.get(&pair_key);
-            // Read again: a packet may have passed meanwhile.
-            let Some(flow) = self.flows.get(&key) else { continue };
-            if gc::over(&key, &flow, pair.as_ref(), now) {
-                for key in [key, pair_key] {
-                    if self.flows.remove(&key).is_ok_and(|there| there) {
-                        sweep.expired += 1;
-                        confirmed -= 1;
-                    }
-                }
-                if let Some(count) = sweep.flows.get_mut(&flow.service) {
-                    *count = count.saturating_sub(1);
-                }
-            }
-        }
-        sweep.flows.retain(|_, count| *count > 0);
-        self.used.insert(map::FLOWS, confirmed);
-        self.used.insert(map::TRANSIENT, transient);
-        Some(sweep)
+    fn sweeper(&mut self) -> Result<Box<dyn Sweeper>> {
+        let (flows, transient) = (self.flows.again()?, self.transient.again()?);
+        Ok(Box::new(FlowSweeper { flows, transient, used: Arc::clone(&self.used) }))
     }
 
     fn flows(&mut self, limit: usize, wanted: &dyn Fn(&FlowKey, &Flow) -> bool) -> Vec<(FlowKey, Flow)> {

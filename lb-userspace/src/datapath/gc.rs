@@ -4,7 +4,11 @@
 //! finds those that fell silent: UDP, and TCP peers that vanished. It runs beside the
 //! packets, so whatever it decides on is looked at again before it is removed.
 
+use super::hash::Hash;
+use super::{Sweep, Sweeper, sys};
 use lb_common::abi::{Flow, FlowFlags, FlowKey, Proto, Ticks, timeout};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 /// Idle time after which a confirmed flow is over, in ticks.
 pub(super) const fn limit(proto: Proto, flow: &Flow) -> u32 {
@@ -30,6 +34,70 @@ pub(super) fn over(key: &FlowKey, flow: &Flow, pair: Option<&Flow>, now: Ticks) 
             let shorter = limit(key.proto, flow).min(limit(key.proto, pair));
             now.since(pair.seen) > shorter
         })
+}
+
+/// Entries of the flow maps, as the last sweep counted them.
+#[derive(Debug, Default)]
+pub(super) struct Used {
+    pub(super) flows: AtomicU32,
+    pub(super) transient: AtomicU32,
+}
+
+/// Sweeps the kernel's flow maps, by descriptors of its own.
+pub(super) struct FlowSweeper {
+    pub(super) flows: Hash<FlowKey, Flow>,
+    pub(super) transient: Hash<FlowKey, Flow>,
+    pub(super) used: Arc<Used>,
+}
+
+impl Sweeper for FlowSweeper {
+    fn sweep(&mut self) -> Option<Sweep> {
+        let now = Ticks::from_nanos(sys::monotonic_nanos());
+        let mut sweep = Sweep::default();
+        let mut silent = Vec::new();
+        let (mut confirmed, mut transient) = (0, 0);
+        // Before the confirmed ones: a flow that is confirmed meanwhile is counted twice, and
+        // not in neither map, which would forget its Service under it.
+        let read = self.transient.for_each(|_, flow| {
+            transient += 1;
+            // A silent leftover keeps no Service: it would be opened anew anyway.
+            if !flow.flags.has(FlowFlags::REPLY) && now.since(flow.seen) < timeout::UDP {
+                *sweep.flows.entry(flow.service).or_default() += 1;
+            }
+        });
+        read.ok()?;
+        let read = self.flows.for_each(|key, flow| {
+            confirmed += 1;
+            if idle(key, flow, now) {
+                silent.push((*key, *flow));
+            }
+            if !flow.flags.has(FlowFlags::REPLY) {
+                *sweep.flows.entry(flow.service).or_default() += 1;
+            }
+        });
+        read.ok()?;
+        for (key, flow) in silent {
+            let pair_key = flow.pair(key.proto);
+            let pair = self.flows.get(&pair_key);
+            // Read again: a packet may have passed meanwhile.
+            let Some(flow) = self.flows.get(&key) else { continue };
+            if over(&key, &flow, pair.as_ref(), now) {
+                for key in [key, pair_key] {
+                    if self.flows.remove(&key).is_ok_and(|there| there) {
+                        sweep.expired += 1;
+                        confirmed -= 1;
+                    }
+                }
+                if let Some(count) = sweep.flows.get_mut(&flow.service) {
+                    *count = count.saturating_sub(1);
+                }
+            }
+        }
+        sweep.flows.retain(|_, count| *count > 0);
+        self.used.flows.store(confirmed, Ordering::Relaxed);
+        self.used.transient.store(transient, Ordering::Relaxed);
+        Some(sweep)
+    }
 }
 
 #[cfg(test)]

@@ -29,6 +29,13 @@ impl<K: Pod + Ord, V: Pod + PartialEq> Hash<K, V> {
         Ok(Self { name, capacity, fd, map })
     }
 
+    /// The same map, for another thread.
+    pub(super) fn again(&self) -> Result<Self> {
+        let fd = self.fd.try_clone().with_context(|| format!("open map {} again", self.name))?;
+        let inner = MapData::from_fd(fd).with_context(|| format!("map {}", self.name))?;
+        Self::new(self.name, Map::from_map_data(inner)?)
+    }
+
     pub(super) const fn capacity(&self) -> u32 {
         self.capacity
     }

@@ -4,7 +4,7 @@
 //! the pinned maps, loads its own programs over them and replaces the program of each pinned
 //! link in place: no packet finds a hook empty, and no flow is forgotten.
 
-use super::{Capacity, Hook, LinkClass, LinkPlan, sys};
+use super::{Capacity, Hook, LinkClass, LinkPlan, earlier, sys};
 use anyhow::{Context, Result, anyhow, bail};
 use aya::maps::{Map, MapData};
 use aya::programs::links::Link;
@@ -463,6 +463,8 @@ fn load_object(options: &LoadOptions, pins: Option<&Path>) -> Result<Ebpf> {
         flags,
         hash_seed: HASH_SEED,
         snat: options.snat,
+        earlier: pins.map_or(PortRange::EMPTY, |maps| earlier::ports(maps, options.snat)),
+        pad: 0,
     };
     let bytes = bytemuck::bytes_of(&settings);
     let Capacity { frontends, backends, table_blocks, flows, transient, services } = options.capacity;

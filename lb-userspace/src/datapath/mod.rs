@@ -4,6 +4,7 @@
 //! user of aya. Neither knows Kubernetes.
 
 pub mod bpf;
+mod earlier;
 mod gc;
 mod hash;
 pub mod loader;
@@ -102,6 +103,23 @@ pub struct MapFill {
     pub capacity: u32,
 }
 
+/// Looks through the flows, apart from all else that a data path does: reading many of them
+/// takes seconds, and changes must not wait for that (S63).
+pub trait Sweeper: Send {
+    /// Removes flows that have been idle for too long and counts the rest by Service.
+    /// `None`: not done, so nothing may be concluded.
+    fn sweep(&mut self) -> Option<Sweep>;
+}
+
+/// Sweeps where there are no flows.
+struct NoFlows;
+
+impl Sweeper for NoFlows {
+    fn sweep(&mut self) -> Option<Sweep> {
+        Some(Sweep::default())
+    }
+}
+
 /// What one sweep over the flow maps did and saw.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Sweep {
@@ -151,10 +169,12 @@ pub trait Datapath: Send {
         Vec::new()
     }
 
-    /// Removes flows that have been idle for too long and counts the rest by Service.
-    /// `None`: not done, so nothing may be concluded.
-    fn sweep(&mut self) -> Option<Sweep> {
-        None
+    /// What sweeps the flows, on a thread of its own.
+    ///
+    /// # Errors
+    /// When the flow maps cannot be opened a second time.
+    fn sweeper(&mut self) -> anyhow::Result<Box<dyn Sweeper>> {
+        Ok(Box::new(NoFlows))
     }
 
     /// Up to `limit` flows that `wanted` accepts.

@@ -5,7 +5,7 @@
 //! `lb_common` runs on it as it runs on the maps ([`path`]); time, chance and routes are what
 //! the test says.
 
-use super::{Capacity, Datapath, MapFill, NodeFacts, OpError, Programmed, Sweep, gc};
+use super::{Capacity, Datapath, MapFill, NodeFacts, OpError, Programmed, Sweep, Sweeper, gc};
 use crate::plan::op::Op;
 use lb_common::abi::{
     AffinityKey, Backend, BackendFlags, BackendId, Flow, FlowFlags, FlowKey, Frontend, FrontendFlags,
@@ -206,6 +206,27 @@ fn spell_address(ip: std::net::IpAddr, port: u16) -> String {
     std::net::SocketAddr::new(ip, port).to_string()
 }
 
+impl Sweeper for Sim {
+    fn sweep(&mut self) -> Option<Sweep> {
+        let now = Ticks::from_nanos(self.memory.nanos.get());
+        let mut sweep = Sweep::default();
+        let flows = self.memory.flows.get_mut();
+        let over =
+            |(key, flow): &(&FlowKey, &Flow)| gc::over(key, flow, flows.get(&flow.pair(key.proto)), now);
+        let ended: Vec<_> = flows.iter().filter(over).map(|(key, _)| *key).collect();
+        for key in ended {
+            flows.remove(&key);
+            sweep.expired += 1;
+        }
+        let opening = self.memory.transient.get_mut().values().map(|(_, flow)| flow);
+        let opening = opening.filter(|flow| now.since(flow.seen) < timeout::UDP);
+        for flow in flows.values().chain(opening).filter(|flow| !flow.flags.has(FlowFlags::REPLY)) {
+            *sweep.flows.entry(flow.service).or_default() += 1;
+        }
+        Some(sweep)
+    }
+}
+
 impl Datapath for Sim {
     fn capacity(&self) -> Capacity {
         self.capacity
@@ -243,25 +264,6 @@ impl Datapath for Sim {
             used(map::FLOWS, self.memory.flows.borrow().len(), self.capacity.flows),
             used(map::TRANSIENT, self.memory.transient.borrow().len(), self.capacity.transient),
         ]
-    }
-
-    fn sweep(&mut self) -> Option<Sweep> {
-        let now = Ticks::from_nanos(self.memory.nanos.get());
-        let mut sweep = Sweep::default();
-        let flows = self.memory.flows.get_mut();
-        let over =
-            |(key, flow): &(&FlowKey, &Flow)| gc::over(key, flow, flows.get(&flow.pair(key.proto)), now);
-        let ended: Vec<_> = flows.iter().filter(over).map(|(key, _)| *key).collect();
-        for key in ended {
-            flows.remove(&key);
-            sweep.expired += 1;
-        }
-        let opening = self.memory.transient.get_mut().values().map(|(_, flow)| flow);
-        let opening = opening.filter(|flow| now.since(flow.seen) < timeout::UDP);
-        for flow in flows.values().chain(opening).filter(|flow| !flow.flags.has(FlowFlags::REPLY)) {
-            *sweep.flows.entry(flow.service).or_default() += 1;
-        }
-        Some(sweep)
     }
 
     fn flows(&mut self, limit: usize, wanted: &dyn Fn(&FlowKey, &Flow) -> bool) -> Vec<(FlowKey, Flow)> {

@@ -34,7 +34,8 @@ pub struct Planner {
     pub(super) capacity: Capacity,
     pub(super) frontends: BTreeMap<FrontendKey, Frontend>,
     pub(super) backends: BTreeMap<BackendId, Backend>,
-    pub(super) retired: BTreeSet<FrontendKey>,
+    /// Since when.
+    pub(super) retired: BTreeMap<FrontendKey, u64>,
     pub(super) holdings: BTreeMap<ServiceId, Holding>,
     pub(super) ports: BTreeMap<PortKey, ServiceId>,
     /// Ids that nothing refers to and whose counters are still to be forgotten.
@@ -51,7 +52,7 @@ impl Planner {
         Self {
             frontends: BTreeMap::new(),
             backends: BTreeMap::new(),
-            retired: BTreeSet::new(),
+            retired: BTreeMap::new(),
             holdings: BTreeMap::new(),
             ports: BTreeMap::new(),
             spent: BTreeSet::new(),
@@ -76,7 +77,7 @@ impl Planner {
             let holding = self.holdings.entry(frontend.service).or_default();
             holding.frontends.insert(*key);
             if frontend.flags.has(FrontendFlags::RETIRED) {
-                self.retired.insert(*key);
+                self.retired.insert(*key, now);
             }
             for table in [frontend.inside, frontend.outside] {
                 if table.count == 0 || holding.tables.iter().any(|stored| stored.table == table) {
@@ -182,7 +183,7 @@ impl Planner {
                 self.frontends.insert(*key, *frontend);
                 self.holdings.entry(frontend.service).or_default().frontends.insert(*key);
                 if frontend.flags.has(FrontendFlags::RETIRED) {
-                    self.retired.insert(*key);
+                    self.retired.insert(*key, now);
                 }
                 touched.insert(frontend.service);
             }
@@ -241,7 +242,7 @@ impl Planner {
             }
             keep
         });
-        let live = holding.frontends.iter().any(|key| !self.retired.contains(key));
+        let live = holding.frontends.iter().any(|key| !self.retired.contains_key(key));
         if holding.leaving && !live && holding.backends.is_empty() {
             holding.leaving = false;
             if let Some(port) = holding.port.take() {
@@ -262,7 +263,7 @@ impl Planner {
         let mut ops: Vec<_> = self
             .frontends
             .iter()
-            .filter(|(key, frontend)| unclaimed(&frontend.service) && !self.retired.contains(key))
+            .filter(|(key, frontend)| unclaimed(&frontend.service) && !self.retired.contains_key(key))
             .map(|(key, frontend)| Op::PutFrontend(*key, retire(frontend)))
             .collect();
         ops.extend(self.backends.iter().filter_map(|(id, backend)| {
@@ -273,15 +274,15 @@ impl Planner {
         ops
     }
 
-    /// Frontends without a Service, kept for flows that are still open (S65). Once no flow
-    /// through one is left it may be [forgotten](Self::forget).
-    pub fn retired(&self) -> impl Iterator<Item = (FrontendKey, ServiceId)> {
-        self.retired.iter().filter_map(|key| Some((*key, self.frontends.get(key)?.service)))
+    /// Frontends without a Service, kept for flows that are still open (S65), and since when.
+    /// Once no flow through one is left it may be [forgotten](Self::forget).
+    pub fn retired(&self) -> impl Iterator<Item = (FrontendKey, ServiceId, u64)> {
+        self.retired.iter().filter_map(|(key, since)| Some((*key, self.frontends.get(key)?.service, *since)))
     }
 
     /// The operations that forget a retired frontend; none when it is in use again.
     pub fn forget(&self, key: &FrontendKey) -> Vec<Op> {
-        if self.retired.contains(key) { vec![Op::DeleteFrontend(*key)] } else { Vec::new() }
+        if self.retired.contains_key(key) { vec![Op::DeleteFrontend(*key)] } else { Vec::new() }
     }
 
     /// The operations that free Service ids which nothing refers to any more. Cheap; to be

@@ -123,7 +123,7 @@ impl Rig {
 
     /// Forgets all retired frontends, as when no flow is left.
     fn forget_all(&mut self) {
-        for (key, _) in self.planner.retired().collect::<Vec<_>>() {
+        for (key, ..) in self.planner.retired().collect::<Vec<_>>() {
             let ops = self.planner.forget(&key);
             self.run(&ops);
         }

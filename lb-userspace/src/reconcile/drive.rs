@@ -1,6 +1,7 @@
 //! The thread that the reconciler lives on, and the ways to reach it.
 
 use super::Reconciler;
+use super::sweep::{self, Swept};
 use crate::board::Board;
 use crate::model::l7::Names;
 use crate::node::Tables;
@@ -59,7 +60,7 @@ impl Handle {
 /// # Errors
 /// When the thread cannot be started.
 pub fn spawn(
-    reconciler: Reconciler,
+    mut reconciler: Reconciler,
     intake: Intake,
     stop: oneshot::Receiver<()>,
 ) -> anyhow::Result<(Handle, oneshot::Receiver<()>)> {
@@ -68,9 +69,13 @@ pub fn spawn(
     let board = Arc::clone(&reconciler.board);
     let (stamped, batches) = mpsc::channel(1024);
     tokio::spawn(stamp(intake.batches, stamped, board));
+    let (done, sweeps) = mpsc::channel(1);
+    let sweeping = sweep::spawn(reconciler.datapath.sweeper()?, done)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
     std::thread::Builder::new().name("reconcile".into()).spawn(move || {
-        runtime.block_on(drive(reconciler, batches, intake.tables, intake.names, questions, stop));
+        let (tables, names) = (intake.tables, intake.names);
+        runtime.block_on(drive(reconciler, batches, tables, names, questions, sweeps, stop));
+        drop(sweeping);
         let _nobody = ended.send(());
     })?;
     Ok((Handle { asks }, end))
@@ -96,6 +101,7 @@ async fn drive(
     mut tables: watch::Receiver<Arc<Tables>>,
     mut names: watch::Receiver<Arc<Names>>,
     mut questions: mpsc::Receiver<Ask>,
+    mut sweeps: mpsc::Receiver<Swept>,
     mut stop: oneshot::Receiver<()>,
 ) {
     reconciler.round();
@@ -113,6 +119,7 @@ async fn drive(
             // A watcher that is gone leaves the last tables standing.
             Ok(()) = tables.changed() => reconciler.set_tables(tables.borrow_and_update().clone()),
             Ok(()) = names.changed() => reconciler.set_names(names.borrow_and_update().clone()),
+            Some(swept) = sweeps.recv() => reconciler.set_swept(swept),
             Some(ask) = questions.recv() => {
                 ask(&mut reconciler);
                 continue;

@@ -12,9 +12,11 @@ mod l7;
 mod node;
 mod problems;
 mod retry;
+mod sweep;
 
 pub use drive::{Ask, Handle, Intake, spawn};
 pub use l7::L7Parts;
+pub use sweep::Swept;
 
 use crate::board::{Board, Phase, Snapshot};
 use crate::datapath::{Datapath, Hook, NodeFacts, OpError, Programmed};
@@ -36,11 +38,6 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// How often everything is compared with what the kernel holds.
 const CHECK: Duration = Duration::from_secs(60);
-/// How often flows are swept, at most.
-const SWEEP: Duration = Duration::from_secs(5);
-/// A sweep reads all flows: the next one waits this many times as long as it took, so that
-/// rounds are not held up by many flows (S63).
-const SWEEP_SHARE: u32 = 200;
 
 /// What a reconciler is built from.
 pub struct Parts {
@@ -54,6 +51,8 @@ pub struct Parts {
     pub metrics: Arc<Metrics>,
     /// `None`: `--l7 off`.
     pub l7: Option<L7Parts>,
+    /// What of the configuration cannot be honoured, for as long as this agent runs.
+    pub problems: Vec<Problem>,
 }
 
 /// All stages and what has been done so far.
@@ -96,7 +95,10 @@ pub struct Reconciler {
     started: Instant,
     started_at: SystemTime,
     next_check: Instant,
-    next_sweep: Instant,
+    /// The last sweep, until a round has done what follows from it.
+    swept: Option<Swept>,
+    /// Packets that found no room for their flow, as last read.
+    flows_refused: u64,
     /// Maps of an earlier agent were taken over: its programs may be anywhere.
     took_over: bool,
     pods: PodWait,
@@ -113,10 +115,12 @@ impl Reconciler {
     /// # Errors
     /// When the maps cannot be read.
     pub fn new(parts: Parts) -> anyhow::Result<Self> {
-        let Parts { node_name, node_required, model, node, mut datapath, board, metrics, l7 } = parts;
+        let Parts { node_name, node_required, model, node, mut datapath, board, metrics, l7, problems } =
+            parts;
         let mut planner = Planner::new(datapath.capacity());
         planner.restore(datapath.read()?, 0);
         let took_over = !planner.frontends().is_empty();
+        let flows_refused = sweep::refused(datapath.as_mut());
         let started = Instant::now();
         let view = NodeView { name: node_name.clone(), ..NodeView::default() };
         let state = crate::node::derive(&Tables::default(), &node, &crate::node::Inputs::default());
@@ -139,7 +143,7 @@ impl Reconciler {
             plan_all: false,
             node_dirty: true,
             retries: Retries::default(),
-            problems: Problems::default(),
+            problems: Problems::new(problems),
             l7: l7.map(L7::new),
             phase: Phase::Listing,
             leftovers: true,
@@ -151,7 +155,8 @@ impl Reconciler {
             started,
             started_at: SystemTime::now(),
             next_check: started + CHECK,
-            next_sweep: started + SWEEP,
+            swept: None,
+            flows_refused,
             node_retry: None,
             took_over,
             pods: PodWait::default(),
@@ -194,7 +199,7 @@ impl Reconciler {
     /// When the next round is due without any change.
     pub fn next_wake(&self) -> Instant {
         let l7 = self.l7.as_ref().and_then(L7::next_wake);
-        let timers = [Some(self.next_check), Some(self.next_sweep), self.retries.next(), self.node_retry, l7];
+        let timers = [Some(self.next_check), self.retries.next(), self.node_retry, l7];
         timers.into_iter().flatten().min().unwrap_or(self.next_check)
     }
 
@@ -247,10 +252,8 @@ impl Reconciler {
         if self.leftovers && !self.files_hide_objects() {
             self.retire_leftovers(&mut round);
         }
-        if now >= self.next_sweep {
-            let began = Instant::now();
-            self.sweep(&mut round);
-            self.next_sweep = now + SWEEP.max(began.elapsed() * SWEEP_SHARE);
+        if let Some(swept) = self.swept.take() {
+            self.forget_unused(&swept, &mut round);
         }
         let began = Instant::now();
         self.update_node();
@@ -320,25 +323,6 @@ impl Reconciler {
         }
         self.leftovers = !self.apply_loose(&ops, round);
         self.leftovers_refused = self.leftovers;
-    }
-
-    /// Forgets retired frontends without a flow, and Service ids without a frontend.
-    fn sweep(&mut self, round: &mut Round) {
-        if let Some(sweep) = self.datapath.sweep() {
-            self.metrics.expired(sweep.expired);
-            let idle: Vec<_> = self
-                .planner
-                .retired()
-                .filter(|(_, service)| sweep.flows.get(service).copied().unwrap_or(0) == 0)
-                .map(|(key, _)| key)
-                .collect();
-            for key in idle {
-                let ops = self.planner.forget(&key);
-                self.apply_loose(&ops, round);
-            }
-        }
-        let ops = self.planner.sweep();
-        self.apply_loose(&ops, round);
     }
 
     /// Compares what is programmed with what was applied, and starts anew from what is

@@ -7,10 +7,12 @@ use std::sync::Arc;
 /// Problems by who found them.
 #[derive(Debug, Default)]
 pub(super) struct Problems {
+    configuration: Vec<Problem>,
     sources: Vec<Problem>,
     node: Vec<Problem>,
     datapath: Vec<Problem>,
     l7: Vec<Problem>,
+    flows: Vec<Problem>,
     /// Of the model and of the last plan; Services without any are absent.
     services: BTreeMap<ObjectKey, Vec<Problem>>,
     failures: BTreeMap<ObjectKey, Vec<Problem>>,
@@ -20,6 +22,10 @@ pub(super) struct Problems {
 }
 
 impl Problems {
+    pub(super) fn new(configuration: Vec<Problem>) -> Self {
+        Self { changed: !configuration.is_empty(), configuration, ..Self::default() }
+    }
+
     pub(super) fn set_sources(&mut self, problems: &[Problem]) {
         replace(&mut self.sources, problems.to_vec(), &mut self.changed);
     }
@@ -38,6 +44,11 @@ impl Problems {
         replace(&mut self.l7, problems, &mut self.changed);
     }
 
+    /// Of the room for flows.
+    pub(super) fn set_flows(&mut self, problems: Vec<Problem>) {
+        replace(&mut self.flows, problems, &mut self.changed);
+    }
+
     /// What the model found wrong with a Service.
     pub(super) fn set_service(&mut self, key: &ObjectKey, problems: &[Problem]) {
         self.changed |= set(&mut self.services, key, problems.to_vec());
@@ -53,7 +64,7 @@ impl Problems {
         if !std::mem::take(&mut self.changed) {
             return Arc::clone(&self.all);
         }
-        let parts = [&self.sources, &self.node, &self.datapath, &self.l7];
+        let parts = [&self.configuration, &self.sources, &self.node, &self.datapath, &self.flows, &self.l7];
         let of_services = self.services.values().chain(self.failures.values()).flatten();
         let now: BTreeSet<Problem> = parts.into_iter().flatten().chain(of_services).cloned().collect();
         for problem in now.difference(&self.told) {

@@ -5,7 +5,8 @@ use crate::datapath::sim::Sim;
 use crate::datapath::{Capacity, LinkPlan, Sweep};
 use crate::node::Link;
 use crate::source::{Endpoint, EndpointSlice, Service, ServicePort, ServiceType, SlicePort};
-use lb_common::abi::{Addr, Be16, FrontendFlags, FrontendKey, Proto, ServiceCounters, ServiceId};
+use lb_common::abi::{Addr, Be16, FrontendFlags, FrontendKey, Proto, Reason, ServiceCounters, ServiceId};
+use lb_common::path::Tables as _;
 use std::sync::Mutex;
 
 const ROOM: Capacity =
@@ -49,9 +50,6 @@ impl Datapath for Shared {
         kernel.attached.push(links.to_vec());
         kernel.hooks.clone()
     }
-    fn sweep(&mut self) -> Option<Sweep> {
-        Some(Sweep { flows: self.0.lock().unwrap().flows.clone(), expired: 0 })
-    }
 }
 
 struct Rig {
@@ -75,6 +73,7 @@ fn start(kernel: &Arc<Mutex<Kernel>>) -> Rig {
         board: Arc::clone(&board),
         l7: None,
         metrics: Arc::default(),
+        problems: Vec::new(),
     });
     let mut rig = Rig { kernel: Arc::clone(kernel), board, reconciler: reconciler.unwrap() };
     rig.reconciler.set_tables(Arc::default());
@@ -110,6 +109,14 @@ impl Rig {
             self.reconciler.round();
         }
         panic!("never settled: {:?}", self.board.problems());
+    }
+
+    /// A round after a sweep that began so many seconds after the start.
+    fn sweep(&mut self, seconds: u64) {
+        let flows = self.kernel.lock().unwrap().flows.clone();
+        let began = self.reconciler.started + Duration::from_secs(seconds);
+        self.reconciler.set_swept(Swept { began, sweep: Sweep { flows, expired: 0 } });
+        self.reconciler.round();
     }
 
     fn frontends(&self) -> Vec<String> {
@@ -220,14 +227,33 @@ fn retired_frontends_are_forgotten_once_no_flow_is_left() {
     let id = *rig.kernel.lock().unwrap().sim.frontends.values().map(|f| &f.service).next().unwrap();
     rig.kernel.lock().unwrap().flows.insert(id, 1);
     rig.take(vec![Change::Replace(Kind::Service, vec![])]);
-    rig.reconciler.next_sweep = Instant::now();
-    rig.reconciler.round();
+    rig.sweep(60);
     assert!(rig.frontends().is_empty());
     assert_eq!(rig.kernel.lock().unwrap().sim.frontends.len(), 2);
     rig.kernel.lock().unwrap().flows.clear();
-    rig.reconciler.next_sweep = Instant::now();
-    rig.reconciler.round();
+    // It began before they were retired, and may have missed a flow that was opened then.
+    rig.sweep(0);
+    assert_eq!(rig.kernel.lock().unwrap().sim.frontends.len(), 2);
+    rig.sweep(60);
     assert!(rig.kernel.lock().unwrap().sim.frontends.is_empty());
+}
+
+/// H52: whoever runs the node is told, for as long as it goes on.
+#[test]
+fn refused_flows_are_a_problem_while_they_are_refused() {
+    let kernel = kernel();
+    let refuse = || kernel.lock().unwrap().sim.count(Reason::FlowsFull.slot());
+    refuse();
+    let mut rig = start(&kernel);
+    let told = |rig: &Rig| rig.board.problems().iter().filter(|p| p.field == "--conntrack-max").count();
+    rig.take(web());
+    rig.sweep(1);
+    assert_eq!(told(&rig), 0, "that was an earlier agent's");
+    refuse();
+    rig.sweep(2);
+    assert_eq!(told(&rig), 1, "{:?}", rig.board.problems());
+    rig.sweep(3);
+    assert_eq!(told(&rig), 0);
 }
 
 #[test]
@@ -364,8 +390,7 @@ fn the_node_port_range_follows_what_is_programmed() {
     let range = |rig: &Rig| rig.kernel.lock().unwrap().sim.node.clone().unwrap().config.node_ports;
     assert_eq!((range(&rig).first, range(&rig).last), (30080, 30080));
     rig.take(vec![Change::Replace(Kind::Service, vec![])]);
-    rig.reconciler.next_sweep = Instant::now();
-    rig.reconciler.round();
+    rig.sweep(60);
     assert!(range(&rig).is_empty());
 }
 

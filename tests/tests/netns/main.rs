@@ -7,6 +7,7 @@ mod api;
 mod cleanup;
 mod explain;
 mod flood;
+mod full;
 mod malformed;
 mod plain;
 mod processes;

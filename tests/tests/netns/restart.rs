@@ -1,6 +1,7 @@
 //! The agent is killed and comes back while traffic runs (S80).
 
 use crate::rig::{Rig, observe};
+use lab::agent::Agent;
 use lab::flows::now_us;
 use lab::topology::{NODE1, Place};
 use lab::wire::{Ask, Flows, Load, Proto};
@@ -98,5 +99,27 @@ fn stopped_agent_leaves_the_data_path_in_place() {
     ] {
         let answer = rig.lab.at(&place).unwrap().who(Proto::Tcp, to.parse().unwrap()).unwrap();
         assert!(answer.ok(), "{place} {to}: {answer:?}");
+    }
+}
+
+#[test]
+fn open_flows_keep_their_ports_when_the_range_is_another() {
+    let rig = Rig::new();
+    let agent = rig.agent();
+    let node = |port| SocketAddr::from((NODE1.0, port));
+    let (v4, v6) = (node(30082).to_string(), SocketAddr::from((NODE1.1, 30082)).to_string());
+    let outside = rig.lab.at(&Place::Outside).unwrap();
+    let open =
+        [Proto::Tcp, Proto::Udp].map(|proto| outside.open_flows(flows(proto, 10, &[&v4, &v6])).unwrap());
+    agent.terminate(Duration::from_secs(10)).unwrap();
+    let setup = rig.setup().with(&["--snat-port-range", "40000-41999"]);
+    let _agent = Agent::ready(&rig.lab, setup).unwrap();
+    observe(AFTERWARDS);
+    let new = outside.who(Proto::Tcp, node(30082)).unwrap();
+    assert!(new.seen.is_some_and(|seen| (40_000..42_000).contains(&seen.port())), "{new:?}");
+    for flows in open {
+        let report = outside.stop_flows(flows).unwrap();
+        assert_eq!((report.lost(), report.sent() - report.echoed()), (Vec::new(), 0));
+        assert!(report.echoed() >= 200, "{} messages", report.echoed());
     }
 }

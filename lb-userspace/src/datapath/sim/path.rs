@@ -46,6 +46,8 @@ impl Default for Memory {
                 flags: SettingsFlags::default(),
                 hash_seed: 0,
                 snat: [PortRange { first: 10_000, last: 29_999 }, PortRange { first: 61_000, last: 65_535 }],
+                earlier: PortRange::EMPTY,
+                pad: 0,
             },
             nanos: Cell::new(1 << 40),
             chance: Cell::new(0x9e37_79b9),
