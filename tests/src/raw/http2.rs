@@ -67,7 +67,7 @@ pub fn steps(case: &Case) -> Result<Vec<Step>> {
     Ok(steps)
 }
 
-fn block<'a>(lines: &mut dyn Iterator<Item = &'a str>) -> Result<Vec<Step>> {
+fn block(lines: &mut dyn Iterator<Item = &str>) -> Result<Vec<Step>> {
     let mut steps = Vec::new();
     while let Some(line) = lines.next() {
         match line.split_once(' ') {

@@ -61,10 +61,12 @@ pub fn check(row: &Row) -> Result<()> {
     Ok(())
 }
 
+type OriginStep = fn(&[u8]) -> Vec<u8>;
+
 /// What an origin may make of a path, written anew: each step that servers are known to
 /// take, in every order of up to four. The rule must refuse whatever one of them leads astray.
 pub fn origins(path: &[u8], mut see: impl FnMut(&[u8])) {
-    let steps: [fn(&[u8]) -> Vec<u8>; 6] = [decoded, undotted, backslashed, merged, without_parameters, cut];
+    let steps: [OriginStep; 6] = [decoded, undotted, backslashed, merged, without_parameters, cut];
     let mut seen = std::collections::BTreeSet::from([path.to_vec()]);
     let mut fresh: Vec<Vec<u8>> = vec![path.to_vec()];
     // An origin decodes once, and does each of the other steps no more than twice.

@@ -25,6 +25,13 @@ pub const TARGET_LIMIT: usize = 8 * 1024;
 /// The most fields in one head: what hyper takes without being told otherwise (H22).
 pub const FIELD_COUNT: usize = 100;
 
+/// Tells whether this is a host, with a port if it likes, and nothing else (H9). HTTP/1
+/// requests are judged by it; it is here for what came over HTTP/2.
+#[must_use]
+pub fn is_authority(text: &[u8]) -> bool {
+    table::is_authority(text)
+}
+
 /// What becomes of the bytes that were shown to a judge.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Verdict {
