@@ -5,6 +5,7 @@
 pub mod answers;
 pub mod corpus;
 pub mod engine;
+pub mod floods;
 pub mod fuzz;
 pub mod http2;
 pub mod paths;

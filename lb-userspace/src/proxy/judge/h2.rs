@@ -289,6 +289,12 @@ impl Frames {
         }
     }
 
+    /// Why the connection is to be ended, once what went on ends with a frame.
+    #[must_use]
+    pub fn overdrawn(&self) -> Option<Abuse> {
+        self.abuse.filter(|_| self.client.left == 0)
+    }
+
     /// How many of the client's next bytes are payload that need not be shown.
     #[must_use]
     pub fn unseen(&self) -> usize {

@@ -57,6 +57,10 @@ impl<IO> Counted<IO> {
         loop {
             let rest = bytes.get(good..).unwrap_or_default();
             if rest.is_empty() {
+                // What is known only once a frame is whole ends the connection right behind it.
+                if let Some(abuse) = self.frames.overdrawn() {
+                    let _first = self.ended.set(abuse);
+                }
                 return good;
             }
             match self.frames.client(rest, now) {
