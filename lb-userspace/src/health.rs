@@ -110,7 +110,7 @@ fn health(board: &Board, eligible: Option<bool>) -> Answer {
 }
 
 /// Milliseconds since the epoch as RFC 3339 in UTC (days to date after H. Hinnant).
-fn rfc3339(ms: u64) -> String {
+pub(crate) fn rfc3339(ms: u64) -> String {
     let (days, seconds) = (ms / 86_400_000, ms / 1000 % 86_400);
     let shifted = days + 719_468;
     let era = shifted / 146_097;

@@ -19,6 +19,7 @@ pub mod flows;
 mod go;
 pub mod h2spec;
 pub mod helper;
+pub mod hostile;
 pub mod kubelet;
 pub mod manifests;
 pub mod netns;

@@ -1,4 +1,4 @@
-//! Manifests in; desired state, maps and problems out.
+//! Manifests in; desired state, maps, routes and problems out.
 //!
 //! A case is a folder of numbered steps: `2-web.yaml` is what the manifest `web.yaml` holds from
 //! the second step on. `expected.txt` has what follows from each step, without ids;
@@ -11,8 +11,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use weir::datapath::sim::Sim;
 use weir::datapath::{Capacity, Datapath};
+use weir::model::l7::{L7Input, L7Model, L7Options, Names};
+use weir::model::routes::{Action, Certificate, Routes, Target};
 use weir::model::{BackendState, ExternalIps, Model, ModelOptions, NodeView, PortKey, PortState};
 use weir::plan::Planner;
 use weir::problem::ObjectKey;
@@ -21,6 +24,8 @@ use weir::source::fill::FillConfig;
 use weir::source::{Batch, Objects};
 
 const NODE: &str = "node-a";
+/// Seconds since the epoch: certificates of the cases are judged at this time.
+const NOW: i64 = 1_800_000_000;
 
 const CAPACITY: Capacity = Capacity {
     frontends: 100,
@@ -46,7 +51,15 @@ struct Case {
     name: String,
     folder: PathBuf,
     steps: Vec<Step>,
-    options: ModelOptions,
+    options: Options,
+}
+
+/// Flags of `weir run` that matter to a case, and the answers of its name server.
+#[derive(Clone)]
+struct Options {
+    l4: ModelOptions,
+    l7: L7Options,
+    names: Arc<Names>,
 }
 
 fn cases() -> Vec<Case> {
@@ -119,22 +132,43 @@ impl Case {
     }
 }
 
-fn default_options() -> ModelOptions {
-    ModelOptions { protected_ports: [22, 10250].into(), ..ModelOptions::default() }
+fn default_options() -> Options {
+    Options {
+        l4: ModelOptions { protected_ports: [22, 10250].into(), ..ModelOptions::default() },
+        l7: L7Options {
+            controllers: ["weir.dev/ingress".to_string()].into(),
+            manifests: true,
+            external_names: true,
+            ..L7Options::default()
+        },
+        names: Arc::default(),
+    }
 }
 
-/// Lines of `--flag value`.
-fn options_from(text: &str) -> ModelOptions {
+/// Lines of `--flag value`, and of `name host.example 203.0.113.1,…`.
+fn options_from(text: &str) -> Options {
     let mut options = default_options();
     for line in text.lines() {
         match line.split_once(' ').expect("a flag and a value") {
             ("--allow-endpoint-cidr", cidr) => {
-                options.allow_endpoint_cidrs.push(cidr.parse().expect("a CIDR"));
+                options.l4.allow_endpoint_cidrs.push(cidr.parse().expect("a CIDR"));
+                options.l7.allow_endpoint_cidrs.push(cidr.parse().expect("a CIDR"));
             }
-            ("--external-ips", "off") => options.external_ips = ExternalIps::Off,
+            ("--external-ips", "off") => options.l4.external_ips = ExternalIps::Off,
             ("--external-ips", cidrs) => {
                 let cidrs = cidrs.split(',').map(|cidr| cidr.parse().expect("a CIDR"));
-                options.external_ips = ExternalIps::Within(cidrs.collect());
+                options.l4.external_ips = ExternalIps::Within(cidrs.collect());
+            }
+            ("--ingress-controller", name) => options.l7.controllers = [name.to_string()].into(),
+            ("--watch-namespace", name) => options.l7.namespace = Some(name.into()),
+            ("--default-ssl-certificate", secret) => {
+                let (namespace, name) = secret.split_once('/').expect("NS/NAME");
+                options.l7.default_certificate = Some(ObjectKey::new(namespace, name));
+            }
+            ("name", answer) => {
+                let (name, addresses) = answer.split_once(' ').expect("a name and its addresses");
+                let addresses = addresses.split(',').map(|ip| ip.parse().expect("an address")).collect();
+                Arc::make_mut(&mut options.names).insert(name.into(), Ok(addresses));
             }
             (flag, _) => panic!("unknown flag {flag}"),
         }
@@ -148,6 +182,9 @@ struct Agent<'a> {
     manifests: Manifests,
     objects: Objects,
     model: Model,
+    l7: L7Model,
+    /// What a proxy knows that took every step.
+    routes: Routes,
     planner: Planner,
     sim: Sim,
     dirty: BTreeSet<ObjectKey>,
@@ -166,8 +203,10 @@ impl<'a> Agent<'a> {
         objects.apply_all(batch);
         let mut planner = Planner::new(sim.capacity());
         planner.restore(sim.read().expect("the simulator reads"), now);
-        let model = Model::new(case.options.clone());
-        Self { case, manifests, objects, model, planner, sim, dirty: BTreeSet::new(), now }
+        let model = Model::new(case.options.l4.clone());
+        let l7 = L7Model::new(case.options.l7.clone());
+        let (routes, dirty) = (Routes::default(), BTreeSet::new());
+        Self { case, manifests, objects, model, l7, routes, planner, sim, dirty, now }
     }
 
     /// Takes a step and plans until everything is applied.
@@ -186,6 +225,16 @@ impl<'a> Agent<'a> {
             addresses: node.map(|node| node.internal_ips.iter().copied().collect()).unwrap_or_default(),
         };
         self.dirty.append(&mut self.model.update(&self.objects, &view, &touched.services));
+        let input = L7Input {
+            now: NOW,
+            node_addresses: view.addresses,
+            names: Arc::clone(&self.case.options.names),
+            self_signed: Some(Arc::new(self_signed())),
+        };
+        for update in self.l7.update(&self.objects, &input, &touched) {
+            self.routes.apply(update);
+        }
+        assert_eq!(&self.routes, self.l7.routes(), "{}", self.case.name);
     }
 
     fn settle(&mut self) {
@@ -218,7 +267,7 @@ impl<'a> Agent<'a> {
             let ops = self.planner.forget(&key);
             self.planner.carry_out(&ops, self.now, |ops| self.sim.apply(ops));
         }
-        self.sim.text()
+        self.sim.text() + &spell_routes(&self.routes)
     }
 
     fn text(&self) -> String {
@@ -235,12 +284,62 @@ impl<'a> Agent<'a> {
         }
         section(&mut out, "desired", &desired);
         section(&mut out, "maps", &self.sim.text());
-        let mut problems: Vec<_> =
-            self.model.problems().chain(&self.objects.source_problems).map(|p| format!("{p}\n")).collect();
+        // Cases without an Ingress say nothing about routes.
+        if !self.objects.ingresses.is_empty() {
+            section(&mut out, "routes", &spell_routes(&self.routes));
+        }
+        let problems = self.model.problems().chain(&self.objects.source_problems).cloned();
+        let problems = problems.chain(self.l7.problems());
+        let mut problems: Vec<_> = problems.map(|p| format!("{p}\n")).collect();
         problems.sort();
         section(&mut out, "problems", &problems.concat());
         out
     }
+}
+
+/// The certificate for names without one.
+fn self_signed() -> Certificate {
+    Certificate {
+        chain: Vec::new(),
+        key: Default::default(),
+        names: vec!["ingress.weir.invalid".into()],
+        not_before: 0,
+        not_after: i64::MAX,
+    }
+}
+
+fn spell_routes(routes: &Routes) -> String {
+    let mut out = String::new();
+    let action = |action: &Action| {
+        let target = match &action.target {
+            Target::Pool(pool) => pool.to_string(),
+            Target::Unavailable(reason) => format!("503, {reason}"),
+        };
+        let redirect = action.https_redirect.map(|code| format!(" https-{code}")).unwrap_or_default();
+        format!("{target} ({}){redirect}", action.ingress)
+    };
+    for (pattern, host) in &routes.hosts {
+        let _ = writeln!(out, "host {pattern}");
+        for rule in &host.rules {
+            let path = if rule.path.is_empty() { "/" } else { &*rule.path };
+            let _ = writeln!(out, "  {:?} {path} -> {}", rule.kind, action(&rule.action));
+        }
+        if let Some(default) = &host.default {
+            let _ = writeln!(out, "  default -> {}", action(default));
+        }
+    }
+    for (key, pool) in &routes.pools {
+        let endpoints: Vec<_> = pool.endpoints.iter().map(ToString::to_string).collect();
+        let endpoints = if endpoints.is_empty() { "none".to_string() } else { endpoints.join(", ") };
+        let _ = writeln!(out, "pool {key} {:?}: {endpoints}", pool.protocol);
+    }
+    for (pattern, certificate) in &routes.names {
+        let _ = writeln!(out, "name {pattern}: {certificate}");
+    }
+    for (key, certificate) in &routes.certificates {
+        let _ = writeln!(out, "certificate {key}: {}", certificate.names.join(", "));
+    }
+    out
 }
 
 /// Says whether a backend is in a set.

@@ -1,9 +1,12 @@
 //! Answers made from the stages' own state, on the reconciler's thread.
 
 use crate::datapath::Programmed;
-use crate::explain::{Explanation, Target, View, explain as explain_view};
+use crate::explain::url::{self, Url, UrlExplanation, UrlView};
+use crate::explain::{Explanation, Target as Explained, View, explain as explain_view};
+use crate::model::routes::{Action, HostPattern, Target};
 use crate::model::{BackendState, FrontendKind, PortKey, PortState};
 use crate::problem::ObjectKey;
+use crate::proxy::matcher;
 use crate::reconcile::Reconciler;
 use ipnet::IpNet;
 use lb_common::abi::{
@@ -101,10 +104,91 @@ fn socket(addr: Addr, port: u16) -> String {
     SocketAddr::new(addr.into(), port).to_string()
 }
 
+/// Routes of the hosts that are asked for, with what is behind them; `None`: L7 is off.
+///
+/// A host is found as a rule writes it, and as a client asks for it.
+pub(super) fn routes(reconciler: &Reconciler, host: Option<&str>, namespace: Option<&str>) -> Option<Value> {
+    let routes = reconciler.l7.as_ref()?.model.routes();
+    let owner = host.and_then(|host| url::owner(routes, &matcher::host_name(host))).map(|(owner, _)| owner);
+    let wanted = |pattern: &HostPattern| {
+        host.is_none_or(|host| pattern.to_string() == host) || owner.as_ref() == Some(pattern)
+    };
+    let told = |path: String, kind: &str, action: &Action| {
+        let mut rule = json!({ "path": path, "type": kind, "ingress": action.ingress.to_string() });
+        let policies: Vec<String> =
+            action.https_redirect.iter().map(|code| format!("https-{code}")).collect();
+        rule["policies"] = policies.into();
+        match &action.target {
+            Target::Pool(key) => {
+                let pool = routes.pools.get(key);
+                let endpoints = pool.map_or(&[][..], |pool| &pool.endpoints);
+                rule["service"] = key.to_string().into();
+                rule["protocol"] = pool.map(|pool| url::protocol(pool.protocol)).into();
+                rule["endpoints"] = endpoints.iter().map(ToString::to_string).collect::<Vec<_>>().into();
+            }
+            Target::Unavailable(reason) => rule["unavailable"] = reason.as_str().into(),
+        }
+        rule
+    };
+    let of_namespace =
+        |action: &&Action| namespace.is_none_or(|namespace| action.ingress.namespace == namespace);
+    let hosts = routes.hosts.iter().filter(|(pattern, _)| wanted(pattern)).map(|(pattern, host)| {
+        let rules = host.rules.iter().filter(|rule| of_namespace(&&rule.action)).map(|rule| {
+            let kind = format!("{:?}", rule.kind);
+            let path = if rule.path.is_empty() { "/" } else { &*rule.path };
+            told(path.to_string(), &kind, &rule.action)
+        });
+        let default =
+            host.default.iter().filter(of_namespace).map(|action| told(String::new(), "default", action));
+        let name = if *pattern == HostPattern::Any { String::new() } else { pattern.to_string() };
+        let (certificate, by_default) = url::certificate_of(routes, &name);
+        let certificate = certificate.map(|(secret, certificate)| {
+            json!({
+                "secret": secret.to_string(),
+                "names": certificate.names,
+                "not_after": certificate.not_after,
+                "by_default": by_default,
+            })
+        });
+        json!({
+            "host": pattern.to_string(),
+            "certificate": certificate,
+            "rules": rules.chain(default).collect::<Vec<_>>(),
+        })
+    });
+    let hosts: Vec<Value> = hosts.filter(|host| namespace.is_none() || host["rules"] != json!([])).collect();
+    Some(json!({ "hosts": hosts }))
+}
+
+/// A question about a URL.
+pub(super) struct AskedUrl {
+    pub(super) text: String,
+    pub(super) url: Url,
+    pub(super) method: String,
+    pub(super) headers: Vec<(String, String)>,
+    pub(super) http: Vec<SocketAddr>,
+    pub(super) https: Vec<SocketAddr>,
+    pub(super) waits: Option<String>,
+}
+
+/// From the routes as they are published; `None`: L7 is off.
+pub(super) fn explain_url(reconciler: &Reconciler, asked: &AskedUrl) -> Option<UrlExplanation> {
+    let model = &reconciler.l7.as_ref()?.model;
+    let view = UrlView {
+        routes: model.routes(),
+        http: &asked.http,
+        https: &asked.https,
+        ingresses: &reconciler.objects.ingresses,
+        is_ours: &|key| model.is_ours(key),
+        waits: asked.waits.clone(),
+    };
+    Some(url::explain(&view, &asked.text, &asked.url, &asked.method, &asked.headers))
+}
+
 /// From the live tables.
 pub(super) fn explain(
     reconciler: &mut Reconciler,
-    target: &Target,
+    target: &Explained,
     from: Option<IpAddr>,
     service_cidrs: &[IpNet],
 ) -> anyhow::Result<Explanation> {
@@ -142,7 +226,12 @@ pub(super) fn dump(reconciler: &mut Reconciler) -> Value {
         "services": objects.services.values().map(|service| debug(service)).collect::<Vec<_>>(),
         "endpoint_slices": objects.slices.values().map(|slice| debug(slice)).collect::<Vec<_>>(),
         "pods": objects.pods.values().map(|pod| debug(pod)).collect::<Vec<_>>(),
+        "ingresses": objects.ingresses.values().map(|ingress| debug(ingress)).collect::<Vec<_>>(),
+        "ingress_classes": objects.ingress_classes.values().map(|class| debug(class)).collect::<Vec<_>>(),
+        // Names and types: the key is in no output.
+        "secrets": objects.secrets.values().map(|secret| debug(secret)).collect::<Vec<_>>(),
     });
+    let routes = routes(reconciler, None, None);
     let live = reconciler.datapath.read();
     let programmed = match &live {
         Ok(live) => self::programmed(live),
@@ -161,7 +250,7 @@ pub(super) fn dump(reconciler: &mut Reconciler) -> Value {
         })).collect::<Vec<_>>(),
         "pods": reconciler.inputs.pod_ips,
     });
-    json!({ "objects": objects, "desired": services, "programmed": programmed, "node": node, "counters": counters })
+    json!({ "objects": objects, "desired": services, "routes": routes, "programmed": programmed, "node": node, "counters": counters })
 }
 
 fn programmed(live: &Programmed) -> Value {

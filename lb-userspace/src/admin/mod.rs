@@ -5,7 +5,8 @@
 
 mod answers;
 
-use crate::board::{Board, Phase, now_ms};
+use crate::args::L7Config;
+use crate::board::{Board, L7Phase, Phase, now_ms};
 use crate::explain;
 use crate::http::{self, Answer};
 use crate::problem::ObjectKey;
@@ -24,6 +25,8 @@ use std::sync::Arc;
 pub(crate) struct Admin {
     pub(crate) node_name: String,
     pub(crate) l4: bool,
+    /// `None`: `--l7 off`.
+    pub(crate) l7: Option<L7Config>,
     pub(crate) board: Arc<Board>,
     pub(crate) syncs: Arc<Syncs>,
     pub(crate) reconciler: Handle,
@@ -52,7 +55,13 @@ impl Admin {
         let value = match request.uri().path() {
             "/v1/status" => Ok(self.status().await),
             "/v1/services" => self.services(&query).await,
-            "/v1/explain" => self.explain(&query).await,
+            "/v1/routes" => self.routes(query).await,
+            "/v1/explain" => {
+                let headers = form_urlencoded::parse(request.uri().query().unwrap_or_default().as_bytes());
+                let headers =
+                    headers.filter(|(name, _)| name == "header").map(|(_, value)| value.into_owned());
+                self.explain(&query, headers.collect()).await
+            }
             "/v1/problems" => Ok(self.problems(&query)),
             "/v1/dump" => self.dump().await,
             "/v1/flows" => self.flows(&query).await,
@@ -79,6 +88,7 @@ impl Admin {
             "state": state,
             "ready": snapshot.ready(),
             "l4": self.l4,
+            "l7": self.l7(),
             "node": {
                 "name": self.node_name,
                 "addresses": snapshot.node_addresses,
@@ -107,6 +117,20 @@ impl Admin {
         })
     }
 
+    /// `null` where L7 is off.
+    fn l7(&self) -> Value {
+        let l7 = self.board.l7();
+        if l7.phase == L7Phase::Off {
+            return Value::Null;
+        }
+        let mut value = serde_json::to_value(&*l7).unwrap_or_default();
+        if let Value::Object(fields) = &mut value {
+            let state = self.board.l7_waits_for().unwrap_or_else(|| "ready".into());
+            fields.insert("state".into(), state.into());
+        }
+        value
+    }
+
     async fn services(&self, query: &BTreeMap<String, String>) -> Result<Value, Refused> {
         let wanted = service(query)?;
         let namespace = query.get("namespace").cloned();
@@ -128,7 +152,20 @@ impl Admin {
         }
     }
 
-    async fn explain(&self, query: &BTreeMap<String, String>) -> Result<Value, Refused> {
+    async fn routes(&self, mut query: BTreeMap<String, String>) -> Result<Value, Refused> {
+        let (host, namespace) = (query.remove("host"), query.remove("namespace"));
+        let told = self
+            .reconciler
+            .ask(move |reconciler| answers::routes(reconciler, host.as_deref(), namespace.as_deref()));
+        let told = told.await?;
+        told.ok_or_else(|| Refused(StatusCode::NOT_FOUND, "L7 is off (--l7 off)".into()))
+    }
+
+    async fn explain(
+        &self,
+        query: &BTreeMap<String, String>,
+        headers: Vec<String>,
+    ) -> Result<Value, Refused> {
         let bad = |reason| Refused(StatusCode::BAD_REQUEST, reason);
         let target = query.get("target").ok_or_else(|| bad("no target".to_string()))?;
         let target = explain::parse(target).map_err(bad)?;
@@ -138,6 +175,30 @@ impl Admin {
                 Some(text.parse::<IpAddr>().map_err(|_| bad(format!("--from {text}: not an IP address")))?)
             }
         };
+        if let (explain::Wanted::Url(url), Some(l7)) = (&target.wanted, &self.l7) {
+            let headers = headers.iter().map(|header| {
+                let (name, value) =
+                    header.split_once(':').ok_or_else(|| bad(format!("-H {header}: no colon")))?;
+                Ok((name.trim().to_string(), value.trim().to_string()))
+            });
+            let asked = answers::AskedUrl {
+                text: target.text.clone(),
+                url: url.clone(),
+                method: query.get("method").cloned().unwrap_or_else(|| "GET".into()),
+                headers: headers.collect::<Result<_, Refused>>()?,
+                http: l7.http.clone(),
+                https: l7.https.clone(),
+                waits: self.board.l7_waits_for(),
+            };
+            let told =
+                self.reconciler.ask(move |reconciler| answers::explain_url(reconciler, &asked)).await?;
+            let told = told.ok_or_else(|| Refused(StatusCode::SERVICE_UNAVAILABLE, "L7 is off".into()))?;
+            let mut value = serde_json::to_value(&told).unwrap_or_default();
+            if let Value::Object(fields) = &mut value {
+                fields.insert("text".into(), told.text().into());
+            }
+            return Ok(value);
+        }
         let cidrs = self.service_cidrs.clone();
         let told = self
             .reconciler

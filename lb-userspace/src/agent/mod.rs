@@ -150,6 +150,7 @@ async fn serve_with(
     let admin = Arc::new(Admin {
         node_name: config.node_name.clone(),
         l4: config.l4.is_some(),
+        l7: config.l7.clone(),
         board: Arc::clone(&board),
         syncs,
         reconciler: asks,

@@ -37,7 +37,9 @@ pub enum Verb {
     Status(Ask),
     /// Services with their frontends, backends, flows and drops.
     Services(ServicesArgs),
-    /// What would become of a connection, and why. Exit code 3: it would not be served.
+    /// Routes of Ingresses: host and path, where they go, and with which certificate.
+    Routes(RoutesArgs),
+    /// What would become of a connection or a request, and why. Exit code 3: it would not be served.
     Explain(ExplainArgs),
     /// Faults by object, field and reason.
     Problems(Listing),
@@ -94,17 +96,25 @@ pub struct ServicesArgs {
 }
 
 #[derive(Args, Clone, Debug)]
+pub struct RoutesArgs {
+    /// One host, as a rule writes it or as a client asks for it
+    pub host: Option<String>,
+    #[command(flatten)]
+    pub listing: Listing,
+}
+
+#[derive(Args, Clone, Debug)]
 pub struct ExplainArgs {
-    /// IP:PORT[/tcp|/udp|/sctp] or svc/NS/NAME:PORT
+    /// URL, IP:PORT[/tcp|/udp|/sctp] or svc/NS/NAME:PORT
     pub target: String,
     /// Address of the client (default: a client from outside)
     #[arg(long, value_name = "IP")]
     pub from: Option<IpAddr>,
     /// Method, for a URL
-    #[arg(short = 'X', long, value_name = "METHOD", hide = true)]
+    #[arg(short = 'X', long, value_name = "METHOD")]
     pub method: Option<String>,
-    /// Header, for a URL
-    #[arg(short = 'H', long, value_name = "HEADER", hide = true)]
+    /// Header, for a URL, as "Name: value"; repeatable
+    #[arg(short = 'H', long, value_name = "HEADER")]
     pub header: Vec<String>,
     #[command(flatten)]
     pub ask: Ask,

@@ -2,7 +2,9 @@
 
 mod render;
 
-use crate::args::{Ask, CleanupArgs, ExplainArgs, FlowsArgs, Listing, Output, ServicesArgs, Verb};
+use crate::args::{
+    Ask, CleanupArgs, ExplainArgs, FlowsArgs, Listing, Output, RoutesArgs, ServicesArgs, Verb,
+};
 use anyhow::{Context, bail};
 use http_body_util::{BodyExt, Empty};
 use hyper::body::Bytes;
@@ -51,6 +53,11 @@ async fn ask(verb: Verb) -> anyhow::Result<ExitCode> {
             let detailed = service.is_some();
             list(&listing, "/v1/services", &query, move |value| render::services(value, detailed)).await
         }
+        Verb::Routes(RoutesArgs { host, listing }) => {
+            let mut query: Vec<(&str, &str)> = host.iter().map(|host| ("host", host.as_str())).collect();
+            query.extend(listing.namespace.iter().map(|namespace| ("namespace", namespace.as_str())));
+            list(&listing, "/v1/routes", &query, render::routes).await
+        }
         Verb::Problems(listing) => {
             let query: Vec<(&str, &str)> =
                 listing.namespace.iter().map(|namespace| ("namespace", namespace.as_str())).collect();
@@ -62,9 +69,11 @@ async fn ask(verb: Verb) -> anyhow::Result<ExitCode> {
             query.extend(service.iter().map(|service| ("service", service.as_str())));
             once(&ask, "/v1/flows", &query, render::flows).await
         }
-        Verb::Explain(ExplainArgs { target, from, ask, .. }) => {
+        Verb::Explain(ExplainArgs { target, from, method, header, ask }) => {
             let from = from.map(|ip| ip.to_string());
             let mut query = vec![("target", target.as_str())];
+            query.extend(method.iter().map(|method| ("method", method.as_str())));
+            query.extend(header.iter().map(|header| ("header", header.as_str())));
             query.extend(from.iter().map(|from| ("from", from.as_str())));
             let value = get(&ask.admin_socket, "/v1/explain", &query).await?;
             print(&ask, &value, render::explanation)?;

@@ -97,6 +97,44 @@ fn port_details(port: &Value, backends: &[&Value]) -> String {
     format!("{head}{}", table.lines().map(|line| format!("  {line}\n")).collect::<String>())
 }
 
+pub(super) fn routes(value: &Value) -> String {
+    let mut out = Vec::new();
+    for host in rows(value, "hosts") {
+        let certificate = host.get("certificate").unwrap_or(&Value::Null);
+        let by_default = certificate.get("by_default").and_then(Value::as_bool) == Some(true);
+        let certificate = match text(certificate, "secret") {
+            secret if secret.is_empty() => "-".to_string(),
+            secret if by_default => format!("{secret} (default)"),
+            secret => secret,
+        };
+        for rule in rows(host, "rules") {
+            let unavailable = text(rule, "unavailable");
+            let endpoints: Vec<String> =
+                rows(rule, "endpoints").filter_map(Value::as_str).map(Into::into).collect();
+            let (service, endpoints) = match (unavailable.is_empty(), endpoints.is_empty()) {
+                (false, _) => ("-".to_string(), format!("503: {unavailable}")),
+                (true, true) => (text(rule, "service"), "none".to_string()),
+                (true, false) => (text(rule, "service"), crate::explain::url::some(&endpoints)),
+            };
+            let policies: Vec<&str> = rows(rule, "policies").filter_map(Value::as_str).collect();
+            out.push([
+                text(host, "host"),
+                text(rule, "path"),
+                text(rule, "type"),
+                service,
+                endpoints,
+                certificate.clone(),
+                if policies.is_empty() { "-".to_string() } else { policies.join(",") },
+                text(rule, "ingress"),
+            ]);
+        }
+    }
+    if out.is_empty() {
+        return "No routes.\n".into();
+    }
+    table(["HOST", "PATH", "TYPE", "SERVICE", "ENDPOINTS", "CERTIFICATE", "POLICIES", "INGRESS"], &out)
+}
+
 pub(super) fn flows(value: &Value) -> String {
     let rows: Vec<[String; 6]> = rows(value, "flows")
         .map(|flow| {
@@ -141,6 +179,17 @@ pub(super) fn status(value: &Value) -> String {
         number(sync, "last_round_micros"),
         number(sync, "pending_services"),
     ));
+    let l7 = part("l7");
+    if l7.is_object() {
+        out.push_str(&format!(
+            "L7: {}; {} Ingresses, {} hosts, {} pools, {} certificates\n\n",
+            text(l7, "state"),
+            number(l7, "ingresses"),
+            number(l7, "hosts"),
+            number(l7, "pools"),
+            number(l7, "certificates"),
+        ));
+    }
     let now = number(sync, "now_ms");
     let source = part("source");
     out.push_str(&format!("Source: {}\n", text(source, "origin")));
@@ -258,6 +307,32 @@ mod tests {
         let expected = "OBJECT        FIELD  REASON\nService a/b   spec   bad\nFile /x.yaml         cut\n";
         assert_eq!(problems(&value), expected);
         assert_eq!(problems(&json!({ "problems": [] })), "No problems.\n");
+    }
+
+    #[test]
+    fn a_route_is_a_line_with_what_is_behind_it() {
+        let value = json!({ "hosts": [{
+            "host": "example.com",
+            "certificate": { "secret": "default/tls-secret", "by_default": false },
+            "rules": [
+                { "path": "/api", "type": "Prefix", "service": "default/api:80", "endpoints": ["10.0.0.1:8080"],
+                  "policies": ["https-308"], "ingress": "default/a" },
+                { "path": "/x", "type": "Exact", "unavailable": "there is no Service default/x", "ingress": "default/a" },
+            ],
+        }]});
+        let lines: Vec<String> = routes(&value)
+            .lines()
+            .map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "))
+            .collect();
+        assert_eq!(
+            lines[1],
+            "example.com /api Prefix default/api:80 10.0.0.1:8080 default/tls-secret https-308 default/a"
+        );
+        assert_eq!(
+            lines[2],
+            "example.com /x Exact - 503: there is no Service default/x default/tls-secret - default/a"
+        );
+        assert_eq!(routes(&json!({ "hosts": [] })), "No routes.\n");
     }
 
     #[test]

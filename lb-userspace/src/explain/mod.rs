@@ -6,6 +6,7 @@
 
 mod story;
 mod target;
+pub mod url;
 
 pub use target::{Target, Wanted, parse};
 
@@ -102,7 +103,7 @@ pub struct Translation {
 /// Explains one target for a client.
 pub fn explain(view: &mut View<'_>, target: &Target, from: Option<IpAddr>) -> Explanation {
     match &target.wanted {
-        Wanted::Url => story::no_l7(target),
+        Wanted::Url(_) => story::no_l7(target),
         Wanted::Address { ip, port, proto } => {
             let key = FrontendKey::new(Addr::from(*ip), Be16::new(*port), *proto);
             match find(view, &key) {

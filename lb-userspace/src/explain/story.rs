@@ -146,7 +146,7 @@ fn untouched(target: &Target, client: Client, steps: Vec<String>, nearest: Vec<S
 
 pub(super) fn no_l7(target: &Target) -> Explanation {
     let client = Client { address: None, inside: false, what: "a client outside of this node".into() };
-    let step = "This version has no L7 half yet: URLs, hosts and paths are not served. Ask for IP:PORT or svc/NS/NAME:PORT.";
+    let step = "L7 is off (--l7 off): URLs are not served. Ask for IP:PORT or svc/NS/NAME:PORT.";
     Explanation { reason: None, ..untouched(target, client, vec![step.into()], Vec::new()) }
 }
 

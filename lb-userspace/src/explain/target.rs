@@ -1,5 +1,6 @@
 //! What `weir explain` is asked about, from its text.
 
+use super::url::Url;
 use crate::problem::ObjectKey;
 use lb_common::abi::Proto;
 use std::net::{IpAddr, SocketAddr};
@@ -24,7 +25,7 @@ pub enum Wanted {
         port: String,
     },
     /// Something for the L7 half.
-    Url,
+    Url(Url),
 }
 
 /// Reads `IP:PORT[/PROTO]`, `svc/NS/NAME:PORT[/PROTO]` or a URL.
@@ -35,7 +36,7 @@ pub fn parse(text: &str) -> Result<Target, String> {
     let text = text.trim();
     let target = |wanted| Ok(Target { text: text.to_string(), wanted });
     if text.starts_with("http://") || text.starts_with("https://") {
-        return target(Wanted::Url);
+        return target(Wanted::Url(Url::parse(text)?));
     }
     if let Some(service) = text.strip_prefix("svc/") {
         let (name, port) =
@@ -73,7 +74,8 @@ mod tests {
             ("[::ffff:10.0.0.1]:80", address("10.0.0.1", 80, Proto::TCP)),
             ("svc/default/web:80", service("80")),
             ("svc/default/web:dns/udp", service("dns/udp")),
-            ("https://example.com/x", Some(Wanted::Url)),
+            ("https://example.com/x", Some(Wanted::Url(Url::parse("https://example.com/x").expect("a URL")))),
+            ("https:///x", None),
             ("10.96.0.10", None),
             ("10.96.0.10:80/icmp", None),
             ("svc/web:80", None),

@@ -196,7 +196,7 @@ fn outcomes_and_their_reasons() {
             Outcome::NotBalanced,
             &["has no port 81; it has 30080/TCP (http), 80/TCP (http)"],
         ),
-        ("https://example.com/", None, Outcome::NotBalanced, &["no L7 half"]),
+        ("https://example.com/", None, Outcome::NotBalanced, &["L7 is off"]),
     ] {
         let told = world.explain(target, from);
         let text = told.text();

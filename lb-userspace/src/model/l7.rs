@@ -465,6 +465,10 @@ impl L7Model {
         self.next_time
     }
 
+    pub fn is_ours(&self, ingress: &ObjectKey) -> bool {
+        self.claims.contains_key(ingress)
+    }
+
     /// The Ingresses that are ours (I4, I69).
     pub fn owned(&self) -> impl Iterator<Item = &ObjectKey> {
         self.claims.keys()

@@ -202,3 +202,7 @@ fn set<T: PartialEq>(sender: &watch::Sender<T>, value: T) {
         differs
     });
 }
+
+#[cfg(test)]
+#[path = "l7_tests.rs"]
+mod tests;

@@ -13,7 +13,7 @@ const ROOM: Capacity =
     Capacity { frontends: 64, backends: 64, table_blocks: 64, flows: 64, transient: 64, services: 64 };
 
 /// What is in the "kernel", and what it was told.
-struct Kernel {
+pub(super) struct Kernel {
     sim: Sim,
     hooks: Vec<Hook>,
     attached: Vec<Vec<LinkPlan>>,
@@ -52,13 +52,17 @@ impl Datapath for Shared {
     }
 }
 
-struct Rig {
+pub(super) struct Rig {
     kernel: Arc<Mutex<Kernel>>,
-    board: Arc<Board>,
-    reconciler: Reconciler,
+    pub(super) board: Arc<Board>,
+    pub(super) reconciler: Reconciler,
 }
 
 fn start(kernel: &Arc<Mutex<Kernel>>) -> Rig {
+    rig_with(kernel, None)
+}
+
+pub(super) fn rig_with(kernel: &Arc<Mutex<Kernel>>, l7: Option<L7Parts>) -> Rig {
     let board = Arc::<Board>::default();
     let reconciler = Reconciler::new(Parts {
         node_name: "n".into(),
@@ -71,7 +75,7 @@ fn start(kernel: &Arc<Mutex<Kernel>>) -> Rig {
         },
         datapath: Box::new(Shared(Arc::clone(kernel))),
         board: Arc::clone(&board),
-        l7: None,
+        l7,
         metrics: Arc::default(),
         problems: Vec::new(),
     });
@@ -80,7 +84,7 @@ fn start(kernel: &Arc<Mutex<Kernel>>) -> Rig {
     rig
 }
 
-fn kernel() -> Arc<Mutex<Kernel>> {
+pub(super) fn kernel() -> Arc<Mutex<Kernel>> {
     let sim = Sim::new(ROOM);
     Arc::new(Mutex::new(Kernel {
         sim,
@@ -92,7 +96,7 @@ fn kernel() -> Arc<Mutex<Kernel>> {
 }
 
 impl Rig {
-    fn take(&mut self, batch: Batch) {
+    pub(super) fn take(&mut self, batch: Batch) {
         self.reconciler.take(Instant::now(), batch);
         self.reconciler.round();
     }

@@ -1,15 +1,16 @@
 //! Fuzzers that run for a while, called by `cargo xtask fuzz NAME`: `path` sends made-up
 //! conversations through the packet path and has a model judge each packet; the others change
-//! cases of the corpus of raw messages, and judge what the proxy's judges say.
+//! cases of the corpus of raw messages, and judge what the proxy's judges say; `ingress` changes
+//! Ingress objects and looks whether others suffer.
 
 use anyhow::{Context, Result, bail};
+use lab::hostile;
 use lab::packets::fuzz;
 use lab::packets::row::Snat;
 use lab::raw;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-const USAGE: &str =
-    "usage: fuzz path|judge|chunked|response|h2-frames|target [--seconds N] [--executions N] [--seed N]";
+const USAGE: &str = "usage: fuzz path|judge|chunked|response|h2-frames|target|ingress [--seconds N] [--executions N] [--seed N]";
 
 fn main() -> Result<()> {
     let words: Vec<String> = std::env::args().skip(1).collect();
@@ -26,6 +27,9 @@ fn main() -> Result<()> {
     }
     if raw::fuzz::NAMES.contains(&name) {
         return judges(name, Duration::from_secs(seconds), executions, seed);
+    }
+    if name == "ingress" {
+        return ingress(Duration::from_secs(seconds), executions, seed);
     }
     if name != "path" || executions.is_some() {
         bail!("{USAGE}");
@@ -66,6 +70,33 @@ fn judges(name: &str, time: Duration, executions: Option<u64>, seed: Option<u64>
     println!(
         "{name}: {done} executions from seed {first} in {:.1} s, nothing to say",
         begin.elapsed().as_secs_f64()
+    );
+    Ok(())
+}
+
+/// Rounds of objects for so long, or until so many; one round for a seed.
+fn ingress(time: Duration, executions: Option<u64>, seed: Option<u64>) -> Result<()> {
+    const ROUND: u64 = 10_000;
+    let first = seed.map_or_else(
+        || SystemTime::now().duration_since(UNIX_EPOCH).map(|since| since.as_secs() << 20),
+        Ok,
+    )?;
+    let (begin, mut sum, mut rounds) = (Instant::now(), hostile::Tally::default(), 0);
+    while rounds == 0
+        || seed.is_none() && executions.map_or(begin.elapsed() < time, |executions| sum.objects < executions)
+    {
+        let tally = hostile::run(first + rounds, ROUND)?;
+        rounds += 1;
+        sum.objects += tally.objects;
+        sum.read += tally.read;
+        sum.routed += tally.routed;
+    }
+    println!(
+        "ingress: {} objects from seed {first} in {:.1} s, {} of them read, {} changed routes, none of others",
+        sum.objects,
+        begin.elapsed().as_secs_f64(),
+        sum.read,
+        sum.routed
     );
     Ok(())
 }
