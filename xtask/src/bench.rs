@@ -7,7 +7,7 @@ use anyhow::Result;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// What to measure: l4, l7, control.
+    /// What to measure: l4, l7, control, tls.
     name: String,
     /// Further arguments of the benchmark: `--rounds 30`.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]

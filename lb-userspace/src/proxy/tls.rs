@@ -16,6 +16,7 @@ mod tickets;
 pub(super) mod tests;
 
 pub use certificates::{Certificates, Expiry, Identity};
+pub use crypto::provider;
 
 use hello::{Fault, Guard};
 use rustls::{AlertDescription, HandshakeKind, ProtocolVersion};

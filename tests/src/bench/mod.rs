@@ -4,6 +4,7 @@
 //!  l4:       rig (client ── node ── server) × variant ── worker (load, answers) ── figures
 //!              ├ nothing, kube_proxy (nftables rules), agent (weir run)
 //!  control:  cluster (10,000 Services as files) ── agent ── when is it in the maps?
+//!  tls:      client ── the proxy's own handshakes, in one thread
 //! ```
 //!
 //! Everything happens in namespaces, a cgroup and a bpffs of our own. A number is only as
@@ -21,6 +22,7 @@ mod maps;
 mod profile;
 mod rig;
 mod server;
+pub mod tls;
 mod worker;
 
 pub use worker::serve_if_asked;

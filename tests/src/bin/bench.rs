@@ -1,7 +1,7 @@
 //! Measures, prints a table and writes `target/bench/NAME.json`; called by `cargo xtask bench`.
 
 use clap::Parser;
-use lab::bench::{self, control, l4};
+use lab::bench::{self, control, l4, tls};
 use std::process::ExitCode;
 
 /// Measures Weir; needs root.
@@ -12,6 +12,8 @@ enum What {
     L4(l4::Options),
     /// The control path: 10,000 Services, one change among them, memory.
     Control(control::Options),
+    /// TLS: handshakes, lookups of names, memory.
+    Tls(tls::Options),
 }
 
 fn main() -> ExitCode {
@@ -19,6 +21,7 @@ fn main() -> ExitCode {
     let done = match What::parse() {
         What::L4(options) => l4::run(&options),
         What::Control(options) => control::run(&options),
+        What::Tls(options) => tls::run(&options),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -218,6 +218,12 @@ impl Certificates {
         Some(Chosen { config, identity: Arc::clone(&served.identity), by_default })
     }
 
+    /// The Secret that a server name is served with; `None`: the default certificate's, or none.
+    pub fn secret_of(&self, host: &str) -> Option<ObjectKey> {
+        let table = self.table.load();
+        Some(table.own(host)?.as_ref()?.identity.secret.clone())
+    }
+
     /// Says whether a handshake for `host` would get the certificate of `secret`; `None`:
     /// there is no certificate but the default for it.
     pub(super) fn is_of(&self, host: &str, secret: &ObjectKey) -> Option<bool> {

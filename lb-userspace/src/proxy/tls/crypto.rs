@@ -26,3 +26,8 @@ pub(super) const CRYPTO: Crypto = Crypto {
     ticket_key: rustls::crypto::ring::Ticketer::new,
     load_key: rustls::crypto::ring::sign::any_supported_type,
 };
+
+/// The cryptography as rustls takes it: for clients that are to have the same.
+pub fn provider() -> CryptoProvider {
+    (CRYPTO.provider)()
+}
