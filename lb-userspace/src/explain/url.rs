@@ -323,11 +323,13 @@ fn endpoints(view: &UrlView<'_>, key: &PoolKey, told: &mut UrlExplanation) -> Re
     told.endpoints = found.iter().map(ToString::to_string).collect();
     let spoken = pool.map_or("", |pool| protocol(pool.protocol));
     let shown = some(&told.endpoints);
+    let which = match found.len() {
+        1 => "its only endpoint".to_string(),
+        count => format!("the less busy of two of its {count} endpoints"),
+    };
     told.steps.push(format!(
-        "It goes to Service {} port {}, over {spoken}, to the less busy of two of its {} endpoints: {shown}.",
-        key.service,
-        key.port,
-        found.len()
+        "It goes to Service {} port {}, over {spoken}, to {which}: {shown}.",
+        key.service, key.port
     ));
     Ok(())
 }
