@@ -371,7 +371,9 @@ fn a_killed_agent_costs_no_request() {
         let text = weir.log();
         text.matches("table updated").count() >= 2
     });
-    assert!(weir.status()["listeners"].to_string().contains("--http-listen"), "{}", weir.status());
+    weir.until("the new agent knows of the listeners", || {
+        weir.status()["listeners"].to_string().contains("--http-listen")
+    });
 }
 
 #[test]
