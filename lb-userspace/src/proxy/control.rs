@@ -63,6 +63,8 @@ pub enum Report {
     Up,
     /// A proxy has a table and accepts connections.
     Ready,
+    /// A proxy's link is over, and no other has come since.
+    Unlinked,
 }
 
 /// Between supervisors.

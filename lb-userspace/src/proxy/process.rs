@@ -24,6 +24,9 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::{AbortHandle, JoinHandle};
 use tokio::time::{Instant, sleep_until};
 
+/// How long a proxy waits for another link before it says that it has none.
+const UNLINKED: Duration = Duration::from_secs(1);
+
 /// How the process behaves.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -87,6 +90,8 @@ enum Stage {
 enum Said {
     Table(Batch, oneshot::Sender<()>),
     Metrics(oneshot::Sender<String>),
+    /// It is gone, for a while by now.
+    Over,
 }
 
 struct Proxy {
@@ -173,9 +178,12 @@ impl Proxy {
             (Order::Link { .. }, Some(stream)) => {
                 let said = self.said.clone();
                 let task = tokio::spawn(async move {
-                    if let Err(error) = follow(stream, said).await {
+                    if let Err(error) = follow(stream, said.clone()).await {
                         tracing::warn!(%error, "the agent's link failed");
                     }
+                    // The next agent's link most likely comes first, and ends this.
+                    tokio::time::sleep(UNLINKED).await;
+                    let _ending = said.send(Said::Over).await;
                 });
                 if let Some(earlier) = self.link.replace(task.abort_handle()) {
                     earlier.abort();
@@ -203,6 +211,7 @@ impl Proxy {
                     self.report(&Report::Ready).await;
                 }
             }
+            Said::Over => self.report(&Report::Unlinked).await,
             Said::Metrics(answer) => {
                 let _link_is_over = answer.send(self.engine.metrics());
             }

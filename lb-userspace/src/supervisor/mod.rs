@@ -168,7 +168,8 @@ impl Supervisor {
                 tracing::info!(proxy = number, "the proxy is ready");
                 Event::Ready(number)
             }
-            (Heard::Said(Report::Up | Report::Ready), _) => return,
+            (Heard::Said(Report::Unlinked), Who::Proxy(number)) => Event::Unlinked(number),
+            (Heard::Said(Report::Up | Report::Ready | Report::Unlinked), _) => return,
             (Heard::Ended { failed, how }, _) => {
                 if let Some(child) = self.children.remove(&who) {
                     tracing::info!(?who, pid = child.pid, how, "a process ended");

@@ -42,6 +42,8 @@ pub(crate) enum Event {
     Up,
     /// A proxy serves.
     Ready(u64),
+    /// A proxy's link to the agent is over.
+    Unlinked(u64),
     /// SIGTERM, SIGINT.
     Stop,
     /// SIGUSR2.
@@ -202,6 +204,12 @@ impl Machine {
                 }
             }
             Event::Ready(number) => self.ready(now, number, &mut todo),
+            Event::Unlinked(number) => {
+                if let Some(proxy) = self.proxies.get_mut(&number) {
+                    proxy.linked = false;
+                }
+                self.link(now, &mut todo);
+            }
             Event::Stop => self.stop(now, &mut todo),
             Event::Upgrade => {
                 if self.phase == Phase::Running && self.candidate.is_none() {

@@ -1,7 +1,7 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 use super::*;
 use Action::{Adopt, Drain, End, Exit, Link, Release, Relieve, Start, StopAgent};
-use Event::{Asked, Done, Gone, Ready, Stop, Tick, Up, Upgrade};
+use Event::{Asked, Done, Gone, Ready, Stop, Tick, Unlinked, Up, Upgrade};
 use Program::{OnDisk, Own};
 use Who::{Agent, Proxy as P};
 
@@ -79,6 +79,21 @@ fn what_ends_is_started_again_at_once_and_linked_anew() {
         (Up, &[]),
     ]);
     assert_eq!((run.machine.restarts(), run.machine.trouble()), ((1, 1), None));
+}
+
+#[test]
+fn a_link_that_fails_is_made_anew_while_both_ends_live() {
+    let mut run = Run::serving();
+    run.does(&[
+        (Unlinked(1), &[Link(1)]),
+        (Unlinked(9), &[]),
+        (died(Agent), &[Start(Agent, Own)]),
+        (Unlinked(1), &[]),
+        (hello(Agent, 7), &[Link(1)]),
+        (Stop, &[StopAgent]),
+    ]);
+    run.after(4, &[Release, Drain(1)]);
+    run.does(&[(Unlinked(1), &[])]);
 }
 
 #[test]
