@@ -28,6 +28,8 @@ use std::time::{Duration, Instant};
 
 /// Where Services get their addresses.
 pub const SERVICE_CIDR: &str = "10.96.0.0/16,fd00:10:96::/112";
+/// A user without any right of its own.
+pub const USER: &str = "weir-user";
 /// How long a start may take, and how long a test waits for a controller at most.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// What the controllers would do without kubelets: evict from nodes that report nothing, and
@@ -87,7 +89,8 @@ impl ApiServer {
         let [etcd_port, peer_port, port] = connection.in_place(move || free_ports(at))??;
         let address = SocketAddr::new(place.address, port);
         let kubeconfig = dir.kubeconfig();
-        fs::write(&kubeconfig, pki.kubeconfig(address))?;
+        fs::write(&kubeconfig, pki.kubeconfig(address, &pki.admin))?;
+        fs::write(dir.user_kubeconfig(), pki.kubeconfig(address, &pki.user))?;
 
         let etcd = Process::start(&connection, &dir.0, &etcd, etcd_arguments(&dir.0, etcd_port, peer_port))?;
         let api = Process::start(&connection, &dir.0, &api, api_arguments(&pki, address, etcd_port))?;
@@ -102,6 +105,11 @@ impl ApiServer {
     /// A kubeconfig with every right.
     pub fn kubeconfig(&self) -> PathBuf {
         self.dir.kubeconfig()
+    }
+
+    /// A kubeconfig of [`USER`], who has no right but those that a test gives.
+    pub fn user_kubeconfig(&self) -> PathBuf {
+        self.dir.user_kubeconfig()
     }
 
     /// Where the API server listens.
@@ -217,6 +225,10 @@ impl Dir {
 
     fn kubeconfig(&self) -> PathBuf {
         self.0.join("kubeconfig")
+    }
+
+    fn user_kubeconfig(&self) -> PathBuf {
+        self.0.join("user-kubeconfig")
     }
 }
 

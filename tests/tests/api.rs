@@ -1,5 +1,8 @@
 //! Against a real API server: the control plane itself, then what Weir makes of it.
 
+#[path = "api/ingress.rs"]
+mod ingress;
+
 use anyhow::Result;
 use lab::apiserver::{ApiServer, Place, Pod};
 use lab::netns::Netns;

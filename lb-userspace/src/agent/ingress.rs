@@ -8,6 +8,7 @@ use crate::problem::ObjectKey;
 use crate::reconcile::L7Parts;
 use crate::resolve;
 use crate::source::Secret;
+use crate::status::Reports;
 use anyhow::Context;
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -25,13 +26,15 @@ pub(super) struct Ingress {
     pub(super) secrets: watch::Receiver<BTreeSet<ObjectKey>>,
     /// What came of looking names up.
     pub(super) names: watch::Receiver<Arc<Names>>,
+    /// What the API server is to be told, where there is one.
+    pub(super) reports: Option<Arc<Reports>>,
 }
 
 /// Builds the L7 half, as far as it is on.
 pub(super) fn join(tasks: &mut JoinSet<()>, config: &Config, link: &Link) -> anyhow::Result<Ingress> {
     let (needed, secrets) = watch::channel(BTreeSet::new());
     let (found, names) = watch::channel(Arc::default());
-    let Some(l7) = &config.l7 else { return Ok(Ingress { parts: None, secrets, names }) };
+    let Some(l7) = &config.l7 else { return Ok(Ingress { parts: None, secrets, names, reports: None }) };
     let options = L7Options {
         controllers: l7.controllers.clone(),
         without_class: l7.watch_without_class,
@@ -45,14 +48,19 @@ pub(super) fn join(tasks: &mut JoinSet<()>, config: &Config, link: &Link) -> any
     if l7.external_names {
         tasks.spawn(resolve::run(resolve::System::new(), looked_up, found));
     }
+    let reports = match &config.source.kind {
+        SourceKind::Api(_) => Some(Arc::<Reports>::default()),
+        SourceKind::Manifests { .. } => None,
+    };
     let parts = L7Parts {
         options,
         link: link.clone(),
         self_signed: Arc::new(self_signed().context("the self-signed certificate")?),
         secrets: needed,
         names: wanted,
+        reports: reports.clone(),
     };
-    Ok(Ingress { parts: Some(parts), secrets, names })
+    Ok(Ingress { parts: Some(parts), secrets, names, reports })
 }
 
 /// A certificate for names without one, made anew by each agent.

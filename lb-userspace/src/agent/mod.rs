@@ -17,7 +17,7 @@ use crate::link::Link;
 use crate::metrics::Metrics;
 use crate::reconcile::{Handle, Intake, Parts, Reconciler, spawn};
 use crate::source::Syncs;
-use crate::{health, lock, logs, node};
+use crate::{health, lock, logs, node, status};
 use anyhow::Context;
 use hyper::body::Incoming;
 use hyper::{Request, StatusCode};
@@ -33,6 +33,8 @@ use tokio::task::JoinSet;
 const BATCHES: usize = 64;
 /// Longest wait for a round to end at shutdown.
 const LAST_ROUND: Duration = Duration::from_secs(5);
+/// Longest wait for another agent to take over the writing of statuses, or for their end.
+const LAST_WORD: Duration = Duration::from_secs(8);
 
 /// Runs the agent until SIGTERM or SIGINT, or the end of the supervisor that started it.
 ///
@@ -111,11 +113,11 @@ async fn serve_with(
     });
 
     let standby = || tracing::info!("another agent runs on this node: standing by");
-    let _lock = tokio::select! {
+    let lock = tokio::select! {
         lock = lock::acquire(&config.state_dir, standby) => lock?,
         () = &mut stop => return Ok(()),
     };
-    let _maps_lock = match &config.l4 {
+    let maps_lock = match &config.l4 {
         None => None,
         Some(l4) => tokio::select! {
             lock = lock::acquire_maps(&l4.bpffs, standby) => Some(lock?),
@@ -147,6 +149,12 @@ async fn serve_with(
     let _first = handle.set(asks.clone());
     let syncs = Arc::<Syncs>::default();
     parts::source(&mut tasks, &config, batch_sender, ingress.secrets, Arc::clone(&syncs))?;
+    let (retire, retired) = oneshot::channel::<()>();
+    let writer = parts::status(&config).zip(ingress.reports).map(|(options, reports)| {
+        // Only dropped, never sent to.
+        let stop = async move { drop(retired.await) };
+        tokio::spawn(status::run(options, reports, Arc::clone(&board), stop))
+    });
     let admin = Arc::new(Admin {
         node_name: config.node_name.clone(),
         l4: config.l4.is_some(),
@@ -175,9 +183,15 @@ async fn serve_with(
     }
     tracing::info!("weir stops; the data path stays in place");
     drop(stop_reconciler);
+    drop(retire);
     let _slow = tokio::time::timeout(LAST_ROUND, ended).await;
     // The next agent makes its own; one that took over already has.
     let _gone = std::fs::remove_file(&config.http.admin_socket);
+    // A successor on this node takes over now: then no status is taken away.
+    drop((lock, maps_lock));
+    if let Some(writer) = writer {
+        let _slow = tokio::time::timeout(LAST_WORD, writer).await;
+    }
     Ok(())
 }
 

@@ -1,7 +1,7 @@
 //! From the configuration to the parts.
 
 use crate::args::value::{Devices, NodePortAddresses};
-use crate::args::{Config, L4Config, LogLevel, SourceKind, Xdp};
+use crate::args::{ApiConfig, Config, L4Config, LogLevel, SourceKind, Xdp};
 use crate::board::agent_problem;
 use crate::datapath::bpf::Bpf;
 use crate::datapath::loader::{LoadOptions, XdpPolicy};
@@ -14,6 +14,7 @@ use crate::source::dir::{DirOptions, DirSource};
 use crate::source::fill::FillConfig;
 use crate::source::kube::{ClientOptions, IngressOptions, KubeOptions, KubeSource};
 use crate::source::{Batches, Syncs};
+use crate::status::{self, Publish};
 use anyhow::Context;
 use ipnet::IpNet;
 use lb_common::abi::capacity;
@@ -148,6 +149,27 @@ pub(super) fn service_cidrs(config: &Config) -> Vec<IpNet> {
     }
 }
 
+/// How the API server is found.
+fn client(config: &Config, api: &ApiConfig) -> ClientOptions {
+    ClientOptions {
+        kubeconfig: api.kubeconfig.clone(),
+        apiserver: api.server.clone(),
+        state_dir: config.state_dir.clone(),
+        ..ClientOptions::default()
+    }
+}
+
+/// How statuses and Events are written; `None` where there is no API server or no L7.
+pub(super) fn status(config: &Config) -> Option<status::Options> {
+    let (SourceKind::Api(api), Some(l7)) = (&config.source.kind, &config.l7) else { return None };
+    Some(status::Options {
+        client: client(config, api),
+        node_name: config.node_name.clone(),
+        publish: l7.publish.update.then(|| Publish::from(&l7.publish)),
+        manager: status::manager(&l7.controllers),
+    })
+}
+
 /// Starts the source. `secrets` says which Secrets are needed.
 pub(super) fn source(
     tasks: &mut JoinSet<()>,
@@ -166,12 +188,7 @@ pub(super) fn source(
             tasks.spawn(DirSource::new(DirOptions { paths: paths.clone(), fill }).run(batches, syncs));
         }
         SourceKind::Api(api) => {
-            let client = ClientOptions {
-                kubeconfig: api.kubeconfig.clone(),
-                apiserver: api.server.clone(),
-                state_dir: config.state_dir.clone(),
-                ..ClientOptions::default()
-            };
+            let client = client(config, api);
             let ingress = config.l7.as_ref();
             let ingress = ingress.map(|l7| IngressOptions { namespace: l7.watch_namespace.clone(), secrets });
             let options = KubeOptions { client, node_name: config.node_name.clone(), ingress };

@@ -7,6 +7,7 @@
 //! not take a certificate away from a proxy that goes on serving.
 
 use super::Reconciler;
+use super::reports::Reporting;
 use crate::board::{L7Phase, L7Snapshot, now_ms};
 use crate::link::Link;
 use crate::metrics::L7Reading;
@@ -14,6 +15,7 @@ use crate::model::l7::{L7Input, L7Model, L7Options, Names};
 use crate::model::routes::Certificate;
 use crate::problem::{Kind, ObjectKey, Problem};
 use crate::source::{Objects, Touched};
+use crate::status::Reports;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -36,6 +38,8 @@ pub struct L7Parts {
     pub secrets: watch::Sender<BTreeSet<ObjectKey>>,
     /// Told which names have to be looked up.
     pub names: watch::Sender<BTreeSet<String>>,
+    /// Told what the API server is to be told; `None` where there is none.
+    pub reports: Option<Arc<Reports>>,
 }
 
 /// The model and what has been done so far.
@@ -45,6 +49,7 @@ pub(crate) struct L7 {
     link: Link,
     secrets: watch::Sender<BTreeSet<ObjectKey>>,
     names: watch::Sender<BTreeSet<String>>,
+    reporting: Option<Reporting>,
     /// Of changes since the last round.
     touched: Touched,
     input: L7Input,
@@ -57,12 +62,13 @@ pub(crate) struct L7 {
 
 impl L7 {
     pub(super) fn new(parts: L7Parts) -> Self {
-        let L7Parts { options, link, self_signed, secrets, names } = parts;
+        let L7Parts { options, link, self_signed, secrets, names, reports } = parts;
         Self {
             model: L7Model::new(options),
             link,
             secrets,
             names,
+            reporting: reports.map(Reporting::new),
             touched: Touched::default(),
             input: L7Input { self_signed: Some(self_signed), ..L7Input::default() },
             due: None,
@@ -120,6 +126,12 @@ impl L7 {
                 self.link.publish(routes.updates());
                 self.published = true;
             }
+        }
+        if let Some(reporting) = &mut self.reporting
+            && (problems.is_some() || !touched.is_empty() || self.published != reporting.applied())
+        {
+            let all = problems.clone().unwrap_or_else(|| self.model.problems());
+            reporting.report(objects, &self.model, &touched, &all, self.published);
         }
         if let Some(problems) = &problems {
             self.problems = problems.len();

@@ -33,6 +33,7 @@ fn start() -> Ends {
             self_signed: Arc::new(self_signed),
             secrets: needed,
             names: wanted,
+            reports: None,
         }),
     );
     Ends { rig, link, secrets, names }

@@ -11,6 +11,7 @@ mod drive;
 mod l7;
 mod node;
 mod problems;
+mod reports;
 mod retry;
 mod sweep;
 

@@ -8,6 +8,7 @@ use ::kube::api::{Api, PostParams};
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use k8s_openapi::jiff::Timestamp;
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -38,7 +39,7 @@ pub(super) struct Observed {
 /// What to do about it now.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Step {
-    /// It is free, or ours: write ourselves in.
+    /// It is free, or our node's: write ourselves in.
     Take,
     /// Somebody holds it until then, unless something is heard.
     Wait(Instant),
@@ -47,15 +48,18 @@ pub(super) enum Step {
 /// One candidate.
 #[derive(Debug)]
 pub(super) struct Candidate {
+    /// Node and a number: an agent is not the one before it on the same node.
     us: String,
+    node: String,
     observed: Option<Observed>,
     /// Until when this agent may write, unless renewed.
     leads_until: Option<Instant>,
 }
 
 impl Candidate {
-    pub(super) fn new(us: &str) -> Self {
-        Self { us: us.to_owned(), observed: None, leads_until: None }
+    pub(super) fn new(node: &str) -> Self {
+        let number = RandomState::new().build_hasher().finish();
+        Self { us: format!("{node}_{number:016x}"), node: node.to_owned(), observed: None, leads_until: None }
     }
 
     /// Takes what was read; `None`: there is no Lease.
@@ -81,12 +85,17 @@ impl Candidate {
 
     pub(super) fn step(&self, now: Instant) -> Step {
         match &self.observed {
-            Some(seen) if !seen.holder.is_empty() && seen.holder != self.us => {
+            // There is one agent on a node: one that held the Lease before us is no more.
+            Some(seen) if !seen.holder.is_empty() && !self.is_of_our_node(&seen.holder) => {
                 let free = seen.since + seen.length;
                 if free > now { Step::Wait(free) } else { Step::Take }
             }
             Some(_) | None => Step::Take,
         }
+    }
+
+    fn is_of_our_node(&self, holder: &str) -> bool {
+        holder.rsplit_once('_').is_some_and(|(node, _)| node == self.node)
     }
 
     /// Until when this agent may write, if it may.
@@ -182,7 +191,8 @@ mod tests {
         for (name, seen, now, expected) in [
             ("there is none", None, 0, Step::Take),
             ("nobody's", Some(lease("", "1", 30)), 0, Step::Take),
-            ("ours, from before a restart", Some(lease("us", "1", 30)), 0, Step::Take),
+            ("ours, from before a restart", Some(lease("us_1", "1", 30)), 0, Step::Take),
+            ("another node's of a like name", Some(lease("us_1_1", "1", 30)), 0, Step::Wait(at(30))),
             ("another's", Some(lease("them", "1", 30)), 29, Step::Wait(at(30))),
             ("another's, silent", Some(lease("them", "1", 30)), 30, Step::Take),
             ("another's, for ages", Some(lease("them", "1", i32::MAX)), 300, Step::Take),
@@ -223,6 +233,9 @@ mod tests {
         assert_eq!(taken.spec.as_ref().and_then(|spec| spec.lease_transitions), Some(1));
         candidate.see(Some(&lease("us", "8", 30)), Instant::now());
         assert_eq!(spec(&candidate, "us").acquire_time, None);
+        let successor = lease("us_1", "9", 30);
+        candidate.see(Some(&successor), Instant::now());
+        assert!(candidate.is_taken(), "by the next agent of our own node");
     }
 
     #[test]

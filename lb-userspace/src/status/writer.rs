@@ -36,7 +36,7 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 /// How long a free Lease is left alone, on average: all other agents see it too.
 const HOLD_BACK: Duration = Duration::from_millis(300);
 /// How long another agent has for taking over from one that stops.
-const SUCCESSION: Duration = Duration::from_secs(3);
+const SUCCESSION: Duration = Duration::from_secs(5);
 /// A connection that lasted so long was a good one: the next attempt is not put off.
 const LASTING: Duration = Duration::from_secs(60);
 /// The part's name in problems.

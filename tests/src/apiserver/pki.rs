@@ -1,5 +1,5 @@
-//! Throwaway keys of one control plane: a CA, the server's certificate, an administrator's,
-//! and the key that signs service account tokens.
+//! Throwaway keys of one control plane: a CA, the server's certificate, an administrator's, a
+//! plain user's, and the key that signs service account tokens.
 
 use anyhow::Result;
 use rcgen::{
@@ -22,7 +22,8 @@ pub(super) struct Pair {
 pub(super) struct Pki {
     pub(super) ca: PathBuf,
     pub(super) server: Pair,
-    admin: Pair,
+    pub(super) admin: Pair,
+    pub(super) user: Pair,
     pub(super) accounts: Accounts,
 }
 
@@ -60,23 +61,24 @@ impl Pki {
         let names = names.iter().map(ToString::to_string).chain([address.to_string()]).collect();
         let server = pair(dir, "server", &issuer, "kube-apiserver", None, names)?;
         let admin = pair(dir, "admin", &issuer, "admin", Some("system:masters"), Vec::new())?;
+        let user = pair(dir, "user", &issuer, super::USER, None, Vec::new())?;
         let accounts = Accounts { public: dir.join("accounts.pub"), key: dir.join("accounts.key") };
         let key = KeyPair::generate()?;
         fs::write(&accounts.public, key.public_key_pem())?;
         fs::write(&accounts.key, key.serialize_pem())?;
-        Ok(Self { ca, server, admin, accounts })
+        Ok(Self { ca, server, admin, user, accounts })
     }
 
-    /// A kubeconfig with the administrator's rights.
-    pub(super) fn kubeconfig(&self, server: SocketAddr) -> String {
+    /// A kubeconfig for one of the pairs.
+    pub(super) fn kubeconfig(&self, server: SocketAddr, who: &Pair) -> String {
         format!(
             "apiVersion: v1\nkind: Config\ncurrent-context: weir\n\
              clusters: [{{name: weir, cluster: {{server: \"https://{server}\", certificate-authority: {ca}}}}}]\n\
              users: [{{name: weir, user: {{client-certificate: {certificate}, client-key: {key}}}}}]\n\
              contexts: [{{name: weir, context: {{cluster: weir, user: weir}}}}]\n",
             ca = self.ca.display(),
-            certificate = self.admin.certificate.display(),
-            key = self.admin.key.display(),
+            certificate = who.certificate.display(),
+            key = who.key.display(),
         )
     }
 }
