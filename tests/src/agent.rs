@@ -31,8 +31,9 @@ pub struct Setup {
     pub source: Vec<OsString>,
     /// Further flags of `weir run`.
     pub more: Vec<OsString>,
-    /// What the agent finds in `/etc/hosts`: the lab has no DNS server.
-    pub hosts: Option<String>,
+    /// The name server that the agent finds in `/etc/resolv.conf`; none: the machine's, which
+    /// is out of reach.
+    pub name_server: Option<IpAddr>,
 }
 
 impl Setup {
@@ -44,7 +45,7 @@ impl Setup {
             metrics_port: 10249,
             source: vec!["--manifests".into(), dir.into()],
             more: Vec::new(),
-            hosts: None,
+            name_server: None,
         }
     }
 
@@ -67,8 +68,8 @@ impl Setup {
     }
 
     #[must_use]
-    pub fn hosts(self, hosts: String) -> Self {
-        Self { hosts: Some(hosts), ..self }
+    pub fn name_server(self, at: IpAddr) -> Self {
+        Self { name_server: Some(at), ..self }
     }
 
     #[must_use]
@@ -95,12 +96,12 @@ impl<'lab> Agent<'lab> {
     pub fn start(lab: &'lab Topology, setup: Setup) -> Result<Self> {
         let log = lab.scratch().logs().join(format!("{}.log", setup.name));
         let file = File::options().create(true).append(true).open(&log)?;
-        let mut command = match &setup.hosts {
+        let mut command = match setup.name_server {
             None => confined(&program()?),
-            Some(hosts) => {
-                let file = lab.scratch().dir().join("hosts");
-                fs::write(&file, hosts)?;
-                with_hosts(&file, &confined(&program()?))
+            Some(at) => {
+                let file = lab.scratch().dir().join("resolv.conf");
+                fs::write(&file, format!("nameserver {at}\noptions timeout:1\n"))?;
+                resolving(&file, &confined(&program()?))
             }
         };
         command
@@ -290,19 +291,19 @@ pub(crate) fn confined(program: &Path) -> Command {
     }
 }
 
-/// The command in a mount namespace of its own, where another file is `/etc/hosts`. Each
+/// The command in a mount namespace of its own, where another file is `/etc/resolv.conf`. Each
 /// program on the way becomes the next, so that the process is the command's.
-fn with_hosts(hosts: &Path, inner: &Command) -> Command {
+fn resolving(file: &Path, inner: &Command) -> Command {
     let mut command = Command::new("unshare");
     command.args([
         "--mount",
         "--",
         "sh",
         "-c",
-        "mount --bind \"$1\" /etc/hosts && shift && exec \"$@\"",
+        "mount --bind \"$1\" /etc/resolv.conf && shift && exec \"$@\"",
         "sh",
     ]);
-    command.arg(hosts).arg(inner.get_program()).args(inner.get_args());
+    command.arg(file).arg(inner.get_program()).args(inner.get_args());
     command
 }
 

@@ -194,6 +194,10 @@ fn controller_arguments(pki: &Pki, kubeconfig: &Path) -> Vec<String> {
         format!("--service-cluster-ip-range={SERVICE_CIDR}"),
         format!("--controllers={CONTROLLERS}"),
         "--leader-elect=false".into(),
+        // Tests make and delete more at once than a cluster's people do; the default would
+        // leave the objects of a deleted namespace in place for many seconds.
+        "--kube-api-qps=1000".into(),
+        "--kube-api-burst=1000".into(),
         // It serves nothing that a test asks for.
         "--secure-port=0".into(),
         // A batch would delay what a test waits for.

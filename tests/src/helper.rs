@@ -8,6 +8,7 @@
 use crate::clients::ask;
 use crate::flows::{self, Activity};
 use crate::manifests::PodSpec;
+use crate::names;
 use crate::netns::{Netns, sys};
 use crate::scratch::procs_file;
 use crate::servers;
@@ -16,7 +17,7 @@ use crate::wire::{Answer, Ask, Flows, FlowsReport, Load, LoadReport, Proto, Repl
 use anyhow::{Context, Result, bail};
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -80,6 +81,14 @@ impl Helper {
     pub fn serve(&self, pod: &PodSpec) -> Result<()> {
         let PodSpec { name, about, tcp, udp, .. } = pod.clone();
         self.call(&Request::Serve { name, about, tcp, udp }).map(drop)
+    }
+
+    /// Starts a name server that knows these names and no others.
+    ///
+    /// # Errors
+    /// When its port is taken.
+    pub fn serve_names(&self, names: BTreeMap<String, Vec<IpAddr>>) -> Result<()> {
+        self.call(&Request::ServeNames(names)).map(drop)
     }
 
     /// Puts one question.
@@ -253,6 +262,10 @@ async fn answer(request: Request, activities: &mut BTreeMap<u32, Activity>) -> R
     Ok(match request {
         Request::Serve { name, about, tcp, udp } => {
             servers::serve(Sign { name, about }, &tcp, &udp).await?;
+            Reply::Done
+        }
+        Request::ServeNames(known) => {
+            names::serve(known).await?;
             Reply::Done
         }
         Request::Ask(question) => Reply::Answers(asked(question, 1).await?),

@@ -15,12 +15,15 @@ use anyhow::{Context, Result};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::{Duration, Instant};
 
 /// More Pods than this stay pending, as on nodes that are full.
 const MOST: usize = 64;
 /// The last part of the first address that is given, and how many there are on each node.
 const FIRST: u16 = 100;
 const ADDRESSES: u16 = 150;
+/// Calls of [`Kubelet::step`] between two looks do nothing: callers wait in tight loops.
+const PAUSE: Duration = Duration::from_millis(100);
 const NODES: [&str; 2] = ["node1", "node2"];
 /// What a server tells, and the variable of the Pod that says it.
 const ABOUT: [(&str, &str); 3] =
@@ -35,6 +38,7 @@ pub struct Kubelet<'a> {
     running: BTreeMap<String, Running>,
     /// Pods that were ever run: numbers their namespaces and addresses.
     count: u16,
+    looked: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -47,7 +51,7 @@ struct Running {
 impl<'a> Kubelet<'a> {
     /// The lab's two nodes must be Nodes of the API server.
     pub fn new(server: &'a ApiServer, lab: &'a Topology) -> Self {
-        Self { server, lab, running: BTreeMap::new(), count: 0 }
+        Self { server, lab, running: BTreeMap::new(), count: 0, looked: None }
     }
 
     /// How many Pods run.
@@ -60,6 +64,10 @@ impl<'a> Kubelet<'a> {
     /// # Errors
     /// When the API server refuses, or a Pod cannot be run.
     pub fn step(&mut self) -> Result<()> {
+        if self.looked.is_some_and(|looked| looked.elapsed() < PAUSE) {
+            return Ok(());
+        }
+        self.looked = Some(Instant::now());
         let pods = self.server.list("v1", "Pod", "", "")?;
         let uid = |pod: &Value| text(pod, "/metadata/uid").unwrap_or_default().to_owned();
         let wanted: Vec<&Value> =

@@ -22,6 +22,7 @@ pub mod helper;
 pub mod hostile;
 pub mod kubelet;
 pub mod manifests;
+mod names;
 pub mod netns;
 pub mod packets;
 pub mod raw;

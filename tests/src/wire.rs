@@ -3,7 +3,7 @@
 use crate::web::{Fetch, Fetched, Traffic, TrafficReport};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 /// Transport of a question.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
@@ -118,6 +118,8 @@ pub enum Request {
         tcp: Vec<u16>,
         udp: Vec<u16>,
     },
+    /// A name server that knows these names, without a last dot, and no others.
+    ServeNames(BTreeMap<String, Vec<IpAddr>>),
     Ask(Ask),
     /// The same question so many times, one after the other.
     AskMany(Ask, u32),

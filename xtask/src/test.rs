@@ -15,7 +15,7 @@ use std::process::{Command, Stdio};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Which layers; all of them without a name.
+    /// Which layers; without a name all of them but `conformance`.
     layers: Vec<Layer>,
     /// Test an optimised agent and optimised tests.
     #[arg(long)]
@@ -40,10 +40,16 @@ enum Layer {
     Netns,
     /// A real API server.
     Api,
+    /// Outside judges of the proxy, and the rules of Ingress over a whole control plane.
+    Suites,
+    /// The upstream suite for Ingress controllers, from the folder that
+    /// `WEIR_INGRESS_CONFORMANCE` names; some twelve minutes.
+    Conformance,
 }
 
 /// What runs without a name.
-const ALL: [Layer; 6] = [Layer::Unit, Layer::Golden, Layer::Packet, Layer::Verify, Layer::Netns, Layer::Api];
+const ALL: [Layer; 7] =
+    [Layer::Unit, Layer::Golden, Layer::Packet, Layer::Verify, Layer::Netns, Layer::Api, Layer::Suites];
 
 impl Layer {
     fn name(self) -> &'static str {
@@ -54,6 +60,8 @@ impl Layer {
             Self::Verify => "verify",
             Self::Netns => "netns",
             Self::Api => "api",
+            Self::Suites => "suites",
+            Self::Conformance => "conformance",
         }
     }
 
@@ -62,7 +70,7 @@ impl Layer {
     }
 
     fn needs_agent(self) -> bool {
-        matches!(self, Self::Netns | Self::Api)
+        matches!(self, Self::Netns | Self::Api | Self::Suites | Self::Conformance)
     }
 
     /// The integration tests of the layer, by package and name. What is beside the code is
@@ -79,6 +87,8 @@ impl Layer {
                 ("tests", "netns"),
             ],
             Self::Api => &[("tests", "api")],
+            Self::Suites => &[("tests", "suites")],
+            Self::Conformance => &[("tests", "conformance")],
         }
     }
 

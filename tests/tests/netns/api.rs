@@ -4,13 +4,14 @@
 use crate::rig::{Rig, assert_outcomes};
 use lab::agent::{Agent, Setup};
 use lab::apiserver::{self, ApiServer};
-use lab::cases::{self, Assigned};
+use lab::authority::Authority;
+use lab::cases::{self, Assigned, certificates, ingress};
 use lab::flows::now_us;
 use lab::manifests::{demo_dir, kind, read_dir};
 use lab::topology::{NODE2, Place, Topology};
 use lab::wire::{Ask, Load, Proto};
 use lab::{wait, wire};
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::time::Duration;
 
 /// The control plane lives on node2, out of reach of node1's hooks.
@@ -67,6 +68,35 @@ fn every_case_holds_with_an_api_server_as_the_source() {
     .unwrap();
     assert_outcomes(&cases::run(&rig.lab, &assigned, |_| {}));
     drop(agent);
+}
+
+/// I76 with the API server as the source. There a class must be the default one, or
+/// `my-ingress`, which names none, would be nobody's (I2).
+#[test]
+fn every_ingress_case_holds_with_an_api_server_as_the_source() {
+    let rig = Rig::new();
+    let server = control_plane(&rig.lab);
+    let authority = Authority::new().unwrap();
+    server
+        .apply(&json!({
+            "apiVersion": "networking.k8s.io/v1", "kind": "IngressClass",
+            "metadata": {
+                "name": "weir", "annotations": { "ingressclass.kubernetes.io/is-default-class": "true" },
+            },
+            "spec": { "controller": "weir.dev/ingress" },
+        }))
+        .unwrap();
+    server.apply(&certificates::first(&authority).unwrap()).unwrap();
+    create_demo(&server, &rig.lab);
+    let name_server = ingress::serve_outside(&rig.lab).unwrap();
+    let setup = Setup::kubeconfig(&server.kubeconfig()).name_server(name_server);
+    let _agent = Agent::ready(&rig.lab, setup).unwrap();
+    assert_outcomes(&ingress::run(&rig.lab, &authority, |_| {}));
+    let change = |object: Option<&Value>| match object {
+        Some(object) => server.apply(object).map(drop),
+        None => server.delete("v1", "Secret", "default", ingress::SECRET),
+    };
+    assert_outcomes(&certificates::run(&rig.lab, &authority, &change, |_| {}));
 }
 
 #[test]

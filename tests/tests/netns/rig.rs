@@ -2,7 +2,8 @@
 //! manifests.
 
 use lab::agent::{Agent, Setup};
-use lab::cases::{self, Assigned, Outcome};
+use lab::authority::Authority;
+use lab::cases::{self, Assigned, Outcome, certificates, ingress};
 use lab::manifests::{self, demo_dir, read_dir};
 use lab::topology::Topology;
 use lab::wait;
@@ -35,6 +36,15 @@ impl Rig {
 
     pub(crate) fn setup(&self) -> Setup {
         Setup::manifests(&self.manifests)
+    }
+
+    /// As [`Self::setup`], with what the demo's Ingresses need: the Secret that `my-ingress`
+    /// names, in a file of its own, and the servers outside.
+    pub(crate) fn ingress(&self, authority: &Authority) -> (Setup, PathBuf) {
+        let secret = self.manifests.join("tls-secret.yaml");
+        manifests::write(&secret, &certificates::first(authority).unwrap()).unwrap();
+        let name_server = ingress::serve_outside(&self.lab).unwrap();
+        (self.setup().name_server(name_server), secret)
     }
 
     /// An agent that is ready.
