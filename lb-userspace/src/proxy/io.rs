@@ -46,7 +46,15 @@ impl ClientIo {
     }
 
     /// Waits for something to read, without a buffer to read it into.
-    pub(super) async fn readable(&self) -> io::Result<()> {
+    pub(super) async fn readable(&mut self) -> io::Result<()> {
+        if let Stream::Tls(tls) = &mut self.stream {
+            // What came along with the end of the handshake lies in the session, and the socket
+            // knows nothing of it. An error is told by the read that follows.
+            match tls.get_mut().1.process_new_packets() {
+                Ok(state) if state.plaintext_bytes_to_read() == 0 && !state.peer_has_closed() => {}
+                Ok(_) | Err(_) => return Ok(()),
+            }
+        }
         self.stream.tcp().readable().await
     }
 

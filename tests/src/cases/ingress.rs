@@ -100,6 +100,8 @@ fn all(authority: &Authority) -> Vec<Case> {
         let post = https("/api").method("POST").body(&"0123456789abcdef".repeat(1024));
         add("https POST /api 16 KiB", outside(), post, Expect::Pod(API));
         add("WebSocket /web", outside(), https("/web").over(Version::WebSocket), Expect::Socket);
+        let early = https("/api").over(Version::Early);
+        add("https /api in the handshake's last packet", outside(), early, Expect::Pod(API));
         let moved = Expect::Moved("https://example.com/api/x?q=1");
         add("http /api/x?q=1", outside(), plain(HOST, "/api/x?q=1"), moved);
         add("http unknown host", outside(), plain("other.test", "/api"), Expect::Status(404));

@@ -11,7 +11,7 @@ use hyper::client::conn::{http1, http2};
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use std::time::{Duration, Instant};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
@@ -25,6 +25,9 @@ pub(crate) async fn fetch(fetch: &Fetch) -> Fetched {
     let start = Instant::now();
     let mut told = Told::default();
     let done = async {
+        if fetch.version == Version::Early {
+            return early(fetch, &mut told).await;
+        }
         let mut session = Session::open(fetch, &mut told).await?;
         session.send(fetch).await
     };
@@ -60,7 +63,7 @@ impl Session {
         let stream = TcpStream::connect(fetch.to).await.context("connect")?;
         stream.set_nodelay(true)?;
         let Some(tls) = &fetch.tls else { return Self::speak(fetch.version, stream).await };
-        let stream = tls::connect(tls, fetch.version, stream).await?;
+        let stream = tls::connect(tls, fetch.version, stream, &[]).await?;
         told.certificate = Some(tls::shown(&stream)?);
         told.alpn = tls::alpn(&stream);
         Self::speak(fetch.version, stream).await
@@ -78,6 +81,7 @@ impl Session {
                 tokio::spawn(connection);
                 Self::One(sender)
             }
+            Version::Early => bail!("a request of its own each"),
             Version::WebSocket => {
                 let (sender, connection) = http1::handshake(stream).await?;
                 tokio::spawn(connection.with_upgrades());
@@ -129,11 +133,37 @@ impl Session {
     }
 }
 
+/// A GET whose bytes are written before the handshake is over. The answer is read as it comes.
+async fn early(fetch: &Fetch, told: &mut Told) -> Result<Fetched> {
+    let tls = fetch.tls.as_ref().context("without TLS nothing is early")?;
+    let stream = TcpStream::connect(fetch.to).await.context("connect")?;
+    stream.set_nodelay(true)?;
+    let head = format!("GET {} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", fetch.target, fetch.host);
+    let mut stream = tls::connect(tls, fetch.version, stream, head.as_bytes()).await?;
+    told.certificate = Some(tls::shown(&stream)?);
+    told.alpn = tls::alpn(&stream);
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await?;
+    let answer = String::from_utf8_lossy(&answer);
+    let (head, body) = answer.split_once("\r\n\r\n").context("no answer")?;
+    let mut lines = head.lines();
+    let mut status = lines.next().unwrap_or_default().split(' ');
+    Ok(Fetched {
+        version: status.next().unwrap_or_default().into(),
+        status: status.next().and_then(|code| code.parse().ok()),
+        headers: lines
+            .filter_map(|line| line.split_once(": ").map(|(name, value)| (name.into(), value.into())))
+            .collect(),
+        body: body.into(),
+        ..Fetched::default()
+    })
+}
+
 fn request(fetch: &Fetch) -> Result<Request<Full<Bytes>>> {
     let scheme = if fetch.tls.is_some() { "https" } else { "http" };
     let mut builder = Request::builder().method(fetch.method.as_str());
     builder = match fetch.version {
-        Version::One => builder.uri(&fetch.target).header(header::HOST, &fetch.host),
+        Version::One | Version::Early => builder.uri(&fetch.target).header(header::HOST, &fetch.host),
         Version::Two => builder.uri(format!("{scheme}://{}{}", fetch.host, fetch.target)),
         Version::WebSocket => builder
             .uri(&fetch.target)

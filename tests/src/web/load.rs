@@ -131,7 +131,7 @@ fn judge(answer: &Fetched, version: Version) -> Result<String> {
     }
     match (answer.status, version) {
         (Some(101), Version::WebSocket) => Ok("by WebSocket".into()),
-        (Some(200), Version::One | Version::Two) => {
+        (Some(200), Version::One | Version::Two | Version::Early) => {
             Ok(answer.seen().with_context(|| format!("no pod's answer: {:?}", answer.body))?.pod)
         }
         (status, _) => bail!("status {status:?}"),

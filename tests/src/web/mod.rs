@@ -27,6 +27,9 @@ pub enum Version {
     Two,
     /// HTTP/1.1 that turns into a WebSocket: one text frame there and back.
     WebSocket,
+    /// HTTP/1.1 over TLS without ALPN, the request in the same packet as the end of the
+    /// handshake.
+    Early,
 }
 
 /// A request, and the connection that it goes over.

@@ -7,14 +7,20 @@ use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signat
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use std::io::Write;
 use std::sync::Arc;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use x509_parser::extensions::GeneralName;
 
-/// Shakes hands over an open connection.
-pub(super) async fn connect(tls: &Tls, version: Version, stream: TcpStream) -> Result<TlsStream<TcpStream>> {
+/// Shakes hands over an open connection; `early` leaves together with the end of the handshake.
+pub(super) async fn connect(
+    tls: &Tls,
+    version: Version,
+    stream: TcpStream,
+    early: &[u8],
+) -> Result<TlsStream<TcpStream>> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder =
         ClientConfig::builder_with_provider(Arc::clone(&provider)).with_safe_default_protocol_versions()?;
@@ -34,6 +40,7 @@ pub(super) async fn connect(tls: &Tls, version: Version, stream: TcpStream) -> R
     config.alpn_protocols = match version {
         Version::One | Version::WebSocket => vec![b"http/1.1".to_vec()],
         Version::Two => vec![b"h2".to_vec()],
+        Version::Early => Vec::new(),
     };
     // Every connection shakes hands in full: what is told is the certificate of today.
     config.resumption = rustls::client::Resumption::disabled();
@@ -41,7 +48,14 @@ pub(super) async fn connect(tls: &Tls, version: Version, stream: TcpStream) -> R
         Some(name) => ServerName::try_from(name.clone())?,
         None => ServerName::from(stream.peer_addr()?.ip()),
     };
-    TlsConnector::from(Arc::new(config)).connect(name, stream).await.context("TLS")
+    let mut held = Ok(());
+    let connecting = TlsConnector::from(Arc::new(config)).connect_with(name, stream, |session| {
+        // What is written before there are keys is held back until there are.
+        held = session.writer().write_all(early);
+    });
+    let stream = connecting.await.context("TLS")?;
+    held.context("TLS")?;
+    Ok(stream)
 }
 
 /// What the server showed.
