@@ -4,7 +4,7 @@
 //! over is driven here, only when the client can take more: that is the back-pressure. Where
 //! it breaks, the client's answer is broken off as well, never ended cleanly (H11).
 
-use crate::proxy::conn::Open;
+use crate::proxy::account::Account;
 use crate::proxy::deadline::Deadline;
 use crate::proxy::headers;
 use crate::proxy::table::InFlight;
@@ -24,7 +24,7 @@ pub(super) struct AnswerBody {
     kind: Kind,
     /// When the whole answer must have come: a gRPC client's own deadline (I52).
     total: Option<Deadline>,
-    open: Option<Open>,
+    account: Option<Box<Account>>,
 }
 
 enum Kind {
@@ -57,7 +57,7 @@ pub(super) struct Http2Body {
 
 impl AnswerBody {
     fn new(kind: Kind) -> Self {
-        Self { kind, total: None, open: None }
+        Self { kind, total: None, account: None }
     }
 
     pub(super) fn empty() -> Self {
@@ -86,8 +86,8 @@ impl AnswerBody {
     }
 
     /// Keeps the request open until the body is dropped.
-    pub(super) fn keep(&mut self, open: Open) {
-        self.open = Some(open);
+    pub(super) fn keep(&mut self, account: Box<Account>) {
+        self.account = Some(account);
     }
 }
 
@@ -214,12 +214,20 @@ impl Body for AnswerBody {
             Kind::Http1(body) => ready!(body.poll_frame(cx)),
             Kind::Http2(body) => ready!(body.poll_frame(cx)),
         };
-        if let Some(Err(Cut)) = &frame {
-            // What the answer held goes at once: the origin is to know that nobody reads on.
-            this.kind = Kind::Empty;
-            if let Some(open) = &this.open {
-                open.conn().breaks_off();
+        match &frame {
+            Some(Ok(frame)) => {
+                if let (Some(account), Some(data)) = (&this.account, frame.data_ref()) {
+                    account.sent(data.len());
+                }
             }
+            Some(Err(Cut)) => {
+                // What the answer held goes at once: the origin is to know that nobody reads on.
+                this.kind = Kind::Empty;
+                if let Some(account) = &this.account {
+                    account.conn().breaks_off();
+                }
+            }
+            None => {}
         }
         Poll::Ready(frame)
     }

@@ -18,6 +18,10 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Waker};
+use std::time::Duration;
+
+/// How long an idle connection keeps its buffers for the next request.
+const REST: Duration = Duration::from_secs(1);
 
 /// What the client owes next.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -59,6 +63,8 @@ pub(super) struct Conn {
     pub(super) trusted: bool,
     /// What the client owes; within a request's body it belongs to the body's reader.
     pub(super) owed: Deadline,
+    /// When an idle connection gives back its buffers.
+    rest: Deadline,
     write: Deadline,
     write_stands: Cell<bool>,
     phase: Cell<Phase>,
@@ -99,6 +105,7 @@ impl Conn {
                 .unwrap_or(HeaderValue::from_static("unknown")),
             trusted: settings.trusts(address),
             owed: deadlines.add(),
+            rest: deadlines.add(),
             write: deadlines.add(),
             write_stands: Cell::new(false),
             phase: Cell::new(Phase::Idle),
@@ -154,6 +161,13 @@ impl Conn {
         }
     }
 
+    /// Nothing waits to go any more.
+    pub(super) fn has_flushed(&self) {
+        if self.write_stands.replace(false) {
+            self.write.clear();
+        }
+    }
+
     /// Bytes should go and cannot.
     pub(super) fn cannot_write(&self) {
         if !self.write_stands.replace(true) {
@@ -178,6 +192,7 @@ impl Conn {
             Phase::Busy => {
                 self.phase.set(Phase::Idle);
                 self.owed.set(self.worker.shared.settings.client.idle);
+                self.rest.set(REST);
             }
             Phase::Frames if self.requests_are_used_up() => self.wake(),
             Phase::Idle | Phase::Head | Phase::Frames => {}
@@ -240,6 +255,16 @@ impl Conn {
         if let Some(waker) = waker {
             waker.wake();
         }
+    }
+
+    /// Tells, once after each request, that the connection has been idle for a while, with
+    /// nothing left to be written. The task is woken for it.
+    pub(super) fn poll_rest(&self, cx: &Context<'_>) -> bool {
+        if !self.rest.poll(cx) {
+            return false;
+        }
+        self.rest.clear();
+        self.phase.get() == Phase::Idle && !self.write_stands.get()
     }
 
     /// Tells whether the connection is over. The task is woken when that may have changed.

@@ -5,16 +5,22 @@
 //! request is served. All that workers share is the routing table, swapped whole, and counters.
 
 use crate::model::routes::Update;
+use crate::proxy::access_log::AccessLog;
+use crate::proxy::account::REDIRECT;
+use crate::proxy::error::Refusal;
+use crate::proxy::judge::Reason;
+use crate::proxy::judge::h2::Abuse;
+use crate::proxy::metrics::{self, Metrics};
 use crate::proxy::table::RoutingTable;
+use crate::proxy::target;
 use crate::proxy::tls::{Acceptor, Certificates};
 use crate::proxy::worker::{self, Command};
 use anyhow::Context;
 use arc_swap::ArcSwap;
 use std::net::TcpListener;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::{mpsc, oneshot};
 
 pub use crate::proxy::settings::{ClientLimits, Scheme, Settings, UpstreamLimits};
@@ -34,8 +40,8 @@ pub(super) struct Shared {
     pub(super) table: ArcSwap<RoutingTable>,
     pub(super) started: Instant,
     pub(super) tls: Acceptor,
-    /// Open client connections.
-    pub(super) connections: AtomicUsize,
+    pub(super) metrics: Metrics,
+    pub(super) log: AccessLog,
 }
 
 struct Worker {
@@ -52,12 +58,26 @@ impl Engine {
     pub fn start(settings: Settings) -> anyhow::Result<Self> {
         let count = settings.workers.max(1);
         let certificates = Certificates::new().context("TLS cannot be set up")?;
+        let log = AccessLog::open(settings.access_log.clone(), settings.access_log_format)
+            .context("the access log cannot be opened")?;
+        let refusals = Reason::ALL.iter().map(|reason| reason.label());
+        let refusals = refusals.chain(target::Refusal::ALL.iter().map(|reason| reason.label()));
+        let refusals = refusals.chain(Abuse::ALL.iter().map(|abuse| abuse.label()));
+        let options = metrics::Options {
+            workers: count,
+            refusals: refusals.collect(),
+            local: Refusal::LABELS.into_iter().chain([REDIRECT]).collect(),
+            node: settings.node.clone(),
+            ..metrics::Options::default()
+        };
+        let metrics = Metrics::new(options, Some(Arc::clone(&certificates)), Some(log.tally()));
         let shared = Arc::new(Shared {
             tls: Acceptor::new(Arc::clone(&certificates), settings.tls),
             settings,
             table: ArcSwap::default(),
             started: Instant::now(),
-            connections: AtomicUsize::new(0),
+            metrics,
+            log,
         });
         let workers = (0..count).map(|n| Worker::start(n, &shared)).collect::<anyhow::Result<_>>()?;
         Ok(Self { shared, certificates, updating: Mutex::new(()), workers })
@@ -84,6 +104,8 @@ impl Engine {
         self.certificates.update(&updates, whole);
         let next = self.shared.table.load().updated(&updates, whole);
         self.shared.table.store(Arc::new(next));
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        self.shared.metrics.configured(now.as_secs());
     }
 
     /// Ends in good order (I73): accepts nothing more, asks clients to go elsewhere with
@@ -105,19 +127,10 @@ impl Engine {
 
     /// The engine's metrics as OpenMetrics text, without `# EOF`.
     pub fn metrics(&self) -> String {
-        let (hosts, pools) = self.shared.table.load().size();
-        let connections = self.shared.connections.load(Ordering::Relaxed);
-        format!(
-            "# HELP lb_proxy_connections Open client connections.\n\
-             # TYPE lb_proxy_connections gauge\n\
-             lb_proxy_connections {connections}\n\
-             # HELP lb_proxy_hosts Virtual hosts in the routing table.\n\
-             # TYPE lb_proxy_hosts gauge\n\
-             lb_proxy_hosts {hosts}\n\
-             # HELP lb_proxy_pools Pools of endpoints in the routing table.\n\
-             # TYPE lb_proxy_pools gauge\n\
-             lb_proxy_pools {pools}\n"
-        )
+        self.certificates.tidy();
+        let table = self.shared.table.load();
+        self.shared.metrics.keep(table.ingresses().map(Arc::as_ref));
+        self.shared.metrics.text()
     }
 }
 
@@ -129,7 +142,7 @@ impl Worker {
         let (tell, started) = std::sync::mpsc::sync_channel(1);
         let thread = std::thread::Builder::new()
             .name(format!("proxy-{number}"))
-            .spawn(move || worker::run(shared, received, &tell))
+            .spawn(move || worker::run(number, shared, received, &tell))
             .context("a worker's thread cannot be started")?;
         started
             .recv()

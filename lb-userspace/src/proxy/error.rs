@@ -42,6 +42,22 @@ pub(super) enum Refusal {
 }
 
 impl Refusal {
+    /// The label of each, in metrics and log.
+    pub(super) const LABELS: [&'static str; 12] = [
+        "judged",
+        "bad_request",
+        "bad_path",
+        "method",
+        "too_slow",
+        "body_too_large",
+        "misdirected",
+        "no_route",
+        "no_endpoint",
+        "unreachable",
+        "bad_answer",
+        "origin_too_slow",
+    ];
+
     pub(super) fn status(self) -> StatusCode {
         match self {
             Self::Judged(status) => status,
@@ -59,20 +75,21 @@ impl Refusal {
 
     /// In metrics and log.
     pub(super) fn label(self) -> &'static str {
-        match self {
-            Self::Judged(_) => "judged",
-            Self::BadRequest => "bad_request",
-            Self::BadPath => "bad_path",
-            Self::Method => "method",
-            Self::TooSlow => "too_slow",
-            Self::BodyTooLarge => "body_too_large",
-            Self::Misdirected => "misdirected",
-            Self::NoRoute => "no_route",
-            Self::NoEndpoint => "no_endpoint",
-            Self::Unreachable => "unreachable",
-            Self::BadAnswer => "bad_answer",
-            Self::OriginTooSlow => "origin_too_slow",
-        }
+        let at = match self {
+            Self::Judged(_) => 0,
+            Self::BadRequest => 1,
+            Self::BadPath => 2,
+            Self::Method => 3,
+            Self::TooSlow => 4,
+            Self::BodyTooLarge => 5,
+            Self::Misdirected => 6,
+            Self::NoRoute => 7,
+            Self::NoEndpoint => 8,
+            Self::Unreachable => 9,
+            Self::BadAnswer => 10,
+            Self::OriginTooSlow => 11,
+        };
+        Self::LABELS[at]
     }
 
     /// Tells whether nothing more is read from an HTTP/1 connection: where the request ends is

@@ -6,6 +6,7 @@
 //! dead is no fault of its endpoint, which is asked again over a new one.
 
 use crate::model::routes::Protocol;
+use crate::proxy::account::Account;
 use crate::proxy::balance;
 use crate::proxy::body::{AnswerBody, Http1Body, Http2Body};
 use crate::proxy::conn::{Conn, Tunnel};
@@ -21,10 +22,12 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, V
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Instant;
 
 /// A request that was found fit to be forwarded.
 pub(super) struct Job<'a> {
     pub(super) conn: &'a Rc<Conn>,
+    pub(super) account: &'a Account,
     pub(super) parts: &'a Parts,
     pub(super) authority: &'a HeaderValue,
     pub(super) pool: &'a PoolState,
@@ -63,6 +66,7 @@ pub(super) async fn forward(job: Job<'_>) -> Result<Response<AnswerBody>, Failed
             Err((failure, _)) => {
                 if failure.cause != Cause::Broken && !failure.sent {
                     endpoint.refused(now, limits.eject);
+                    worker.recorder.ejected();
                 }
                 refusal = refusal_of(failure);
                 tried.push(endpoint.address);
@@ -83,6 +87,7 @@ fn refusal_of(failure: Failure) -> Refusal {
 impl Job<'_> {
     async fn attempt(&self, endpoint: &Arc<Endpoint>) -> Result<Response<AnswerBody>, (Failure, Next)> {
         loop {
+            self.account.attempt_begins();
             let in_flight = endpoint.begin();
             let result = match self.pool.protocol {
                 Protocol::Http1 => self.over_http1(endpoint, in_flight).await,
@@ -103,19 +108,23 @@ impl Job<'_> {
         let (worker, address) = (&self.conn.worker, endpoint.address);
         let probe = self.source.is_some() || !is_repeatable(&self.parts.method);
         let idle = worker.idle.take(address, probe);
-        let (mut connection, is_fresh) = match idle {
-            Some(connection) => (connection, false),
-            None => match Http1::connect(worker, address).await {
-                Ok(connection) => {
-                    endpoint.connected();
-                    (connection, true)
-                }
-                Err(failure) => return Err((failure, Next::OtherEndpoint)),
-            },
+        let (mut connection, connect) = match idle {
+            Some(connection) => (connection, None),
+            None => {
+                let begun = Instant::now();
+                let connected = Http1::connect(worker, address).await;
+                (self.connected(endpoint, connected)?, Some(begun.elapsed()))
+            }
         };
+        let is_fresh = connect.is_some();
         let request = self.request(true);
-        let response = match connection.exchange(request, self.source.as_ref(), self.upgrade.is_some()).await
-        {
+        let answered = connection.exchange(request, self.source.as_ref(), self.upgrade.is_some()).await;
+        let status = answered.as_ref().ok().map(Response::status);
+        self.account.attempted(address, connect, status);
+        if let Some(reason) = connection.fault() {
+            worker.recorder.refused(reason);
+        }
+        let response = match answered {
             Ok(response) => response,
             Err(failure) if is_fresh || failure.cause != Cause::Broken => {
                 return Err((failure, Next::OtherEndpoint));
@@ -142,6 +151,20 @@ impl Job<'_> {
         Ok(answer(head.status, head.headers, body))
     }
 
+    /// Says what came of connecting.
+    fn connected<T>(&self, endpoint: &Endpoint, connected: Result<T, Failure>) -> Result<T, (Failure, Next)> {
+        match connected {
+            Ok(connection) => {
+                endpoint.connected();
+                Ok(connection)
+            }
+            Err(failure) => {
+                self.account.attempted(endpoint.address, None, None);
+                Err((failure, Next::OtherEndpoint))
+            }
+        }
+    }
+
     /// The answer to an upgrade that the origin agreed to: behind it, the connection is a
     /// tunnel (H8).
     fn switched(&self, received: &HeaderMap, tunnel: Tunnel) -> Response<AnswerBody> {
@@ -163,30 +186,32 @@ impl Job<'_> {
     ) -> Result<Response<AnswerBody>, (Failure, Next)> {
         let (worker, address) = (&self.conn.worker, endpoint.address);
         let now = worker.deadlines.now();
-        let (mut connection, is_fresh) = match worker.idle.shared(address, now) {
-            Some(connection) => (connection, false),
-            None => match Http2::connect(worker, address).await {
-                Ok(connection) => {
-                    endpoint.connected();
-                    worker.idle.share(address, connection.clone(), now);
-                    (connection, true)
-                }
-                Err(failure) => return Err((failure, Next::OtherEndpoint)),
-            },
+        let (mut connection, connect) = match worker.idle.shared(address, now) {
+            Some(connection) => (connection, None),
+            None => {
+                let begun = Instant::now();
+                let connected = Http2::connect(worker, address).await;
+                let connection = self.connected(endpoint, connected)?;
+                worker.idle.share(address, connection.clone(), now);
+                (connection, Some(begun.elapsed()))
+            }
         };
+        let is_fresh = connect.is_some();
         let deadline = worker.deadlines.add();
         let limit = worker.shared.settings.upstream.read;
-        let response =
-            match connection.exchange(self.request(false), self.source.as_ref(), &deadline, limit).await {
-                Ok(response) => response,
-                Err(failure) if is_fresh || connection.is_usable() => {
-                    return Err((failure, Next::OtherEndpoint));
-                }
-                Err(failure) => {
-                    worker.idle.unshare(address);
-                    return Err((failure, Next::SameEndpoint));
-                }
-            };
+        let answered = connection.exchange(self.request(false), self.source.as_ref(), &deadline, limit).await;
+        let status = answered.as_ref().ok().map(Response::status);
+        self.account.attempted(address, connect, status);
+        let response = match answered {
+            Ok(response) => response,
+            Err(failure) if is_fresh || connection.is_usable() => {
+                return Err((failure, Next::OtherEndpoint));
+            }
+            Err(failure) => {
+                worker.idle.unshare(address);
+                return Err((failure, Next::SameEndpoint));
+            }
+        };
         let (head, incoming) = response.into_parts();
         let source = self.source.clone();
         let body = AnswerBody::http2(Http2Body {
@@ -202,7 +227,13 @@ impl Job<'_> {
 
     /// The request as the origin gets it, made anew from what was received (H2).
     fn request(&self, http1: bool) -> Request<Upload> {
-        let rewrite = Rewrite { conn: self.conn, authority: self.authority, upgrade: self.upgrade, http1 };
+        let rewrite = Rewrite {
+            conn: self.conn,
+            authority: self.authority,
+            upgrade: self.upgrade,
+            request_id: &self.account.request_id,
+            http1,
+        };
         let mut request = Request::new(Upload::new(self.source.clone()));
         *request.method_mut() = self.parts.method.clone();
         *request.headers_mut() = headers::upstream(&self.parts.headers, &rewrite);

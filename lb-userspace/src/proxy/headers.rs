@@ -34,6 +34,7 @@ pub(super) struct Rewrite<'a> {
     pub(super) authority: &'a HeaderValue,
     /// The protocol to be upgraded to, where that is asked for.
     pub(super) upgrade: Option<&'a HeaderValue>,
+    pub(super) request_id: &'a HeaderValue,
     /// HTTP/1.1 upstream.
     pub(super) http1: bool,
 }
@@ -101,7 +102,7 @@ fn forwarded(received: &HeaderMap, rewrite: &Rewrite<'_>, fields: &mut HeaderMap
         Scheme::Https if settings.https_port == 443 => HeaderValue::from_static("443"),
         Scheme::Https => HeaderValue::from(settings.https_port),
     };
-    fields.insert(REQUEST_ID, request_id(received, conn));
+    fields.insert(REQUEST_ID, rewrite.request_id.clone());
     fields.insert(REAL_IP, origin.address.clone());
     fields.insert(FORWARDED_FOR, origin.address);
     let host = believed(&FORWARDED_HOST).unwrap_or_else(|| rewrite.authority.clone());
@@ -135,6 +136,13 @@ pub(super) fn origin(received: &HeaderMap, conn: &Conn) -> Origin {
     origin
 }
 
+/// Returns the address of who sent a request.
+pub(super) fn client(received: &HeaderMap, conn: &Conn) -> IpAddr {
+    let believed =
+        if conn.trusted { rightmost_untrusted(received, &conn.worker.shared.settings) } else { None };
+    believed.unwrap_or(conn.peer.ip()).to_canonical()
+}
+
 /// The list is read from the right: everything left of the first address that is not trusted
 /// was written by somebody who is not. What is no address ends it.
 fn rightmost_untrusted(received: &HeaderMap, settings: &Settings) -> Option<IpAddr> {
@@ -153,7 +161,7 @@ fn rightmost_untrusted(received: &HeaderMap, settings: &Settings) -> Option<IpAd
 }
 
 /// Keeps an id that is one line of visible characters, or makes one.
-fn request_id(received: &HeaderMap, conn: &Conn) -> HeaderValue {
+pub(super) fn request_id(received: &HeaderMap, conn: &Conn) -> HeaderValue {
     if let Some(id) = received.get(REQUEST_ID) {
         let bytes = id.as_bytes();
         if (1..=REQUEST_ID_LIMIT).contains(&bytes.len()) && bytes.iter().all(u8::is_ascii_graphic) {

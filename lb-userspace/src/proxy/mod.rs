@@ -5,6 +5,7 @@
 //! told last when the agent is gone.
 
 pub mod access_log;
+mod account;
 pub mod balance;
 mod body;
 pub mod channel;

@@ -72,7 +72,7 @@ impl Idle {
         let mut left = 0;
         self.http1.borrow_mut().retain(|_, connections| {
             connections
-                .retain_mut(|connection| connection.idle_since > oldest && connection.is_usable(false));
+                .retain_mut(|connection| connection.idle_since >= oldest && connection.is_usable(false));
             // A burst's room is not kept.
             connections.shrink_to(8);
             left += connections.len();
@@ -80,6 +80,6 @@ impl Idle {
         });
         self.count.set(left);
         // Streams hold their own handle: one that is still used only loses its place here.
-        self.http2.borrow_mut().retain(|_, (connection, used)| *used > oldest && connection.is_usable());
+        self.http2.borrow_mut().retain(|_, (connection, used)| *used >= oldest && connection.is_usable());
     }
 }

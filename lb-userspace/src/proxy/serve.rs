@@ -5,12 +5,14 @@
 //! body's size; then it is forwarded.
 
 use crate::model::routes::{Action, Target, VirtualHost};
+use crate::proxy::account::Account;
 use crate::proxy::body::AnswerBody;
-use crate::proxy::conn::{Conn, Open};
+use crate::proxy::conn::Conn;
 use crate::proxy::deadline::Deadline;
 use crate::proxy::engine::Scheme;
 use crate::proxy::error::{self, Refusal};
 use crate::proxy::forward::{self, Failed, Job};
+use crate::proxy::judge::Reason;
 use crate::proxy::judge::io::Turn;
 use crate::proxy::upload::{Cut, Source};
 use crate::proxy::{headers, matcher, target};
@@ -27,35 +29,42 @@ use std::time::Duration;
 /// Answers a request. An error makes hyper break the connection or stream off.
 pub(super) async fn serve(conn: Rc<Conn>, request: Request<Incoming>) -> Result<Response<AnswerBody>, Cut> {
     let open = conn.begin();
+    let (parts, body) = request.into_parts();
+    let account = Account::new(open, parts);
     let turn = match conn.ledger.get().map(|ledger| ledger.begin()) {
         None => None,
         Some(Ok(turn)) => Some(turn),
         Some(Err(reason)) => {
-            // Its fields are the stand-in's, not the client's.
-            let status = StatusCode::from_u16(reason.status()).unwrap_or(StatusCode::BAD_REQUEST);
-            return Ok(finish(&conn, open, Refusal::Judged(status).answer(false)));
+            account.is_judged();
+            let refusal = judged(&conn, reason);
+            account.refused(refusal);
+            return Ok(finish(account, refuse(&conn, refusal, false, false)));
         }
     };
-    let (parts, body) = request.into_parts();
-    let grpc = error::is_grpc(&parts.headers);
+    let grpc = error::is_grpc(&account.parts.headers);
     let source = Source::new(body, &conn, grpc);
-    let answered = answer(&conn, &parts, source.clone(), grpc).await;
-    let response = match answered {
+    if let Some(source) = &source {
+        account.has_body(source);
+    }
+    let refusal = match answer(&account, source.clone(), grpc).await {
         Ok(response) => {
             if response.status() == StatusCode::SWITCHING_PROTOCOLS {
                 turn.into_iter().for_each(Turn::upgraded);
             }
-            response
+            return Ok(finish(account, response));
         }
-        Err(Failed::Refused(refusal)) => refuse(&conn, refusal, source.is_some(), grpc),
-        Err(Failed::Abandoned) => {
-            // A body that the judge refused still gets its answer.
-            let reason = turn.as_ref().and_then(Turn::refusal).ok_or(Cut)?;
-            let status = StatusCode::from_u16(reason.status()).unwrap_or(StatusCode::BAD_REQUEST);
-            refuse(&conn, Refusal::Judged(status), true, grpc)
-        }
+        Err(Failed::Refused(refusal)) => refusal,
+        // A body that the judge refused still gets its answer.
+        Err(Failed::Abandoned) => judged(&conn, turn.as_ref().and_then(Turn::refusal).ok_or(Cut)?),
     };
-    Ok(finish(&conn, open, response))
+    account.refused(refusal);
+    Ok(finish(account, refuse(&conn, refusal, source.is_some(), grpc)))
+}
+
+/// What the judge of raw bytes has refused.
+fn judged(conn: &Conn, reason: Reason) -> Refusal {
+    conn.worker.recorder.refused(reason.label());
+    Refusal::Judged(StatusCode::from_u16(reason.status()).unwrap_or(StatusCode::BAD_REQUEST))
 }
 
 /// The proxy's own answer. Where a body follows that nobody will read, it is the last one.
@@ -68,22 +77,24 @@ fn refuse(conn: &Conn, refusal: Refusal, has_body: bool, grpc: bool) -> Response
     response
 }
 
-fn finish(conn: &Conn, open: Open, mut response: Response<AnswerBody>) -> Response<AnswerBody> {
+fn finish(account: Box<Account>, mut response: Response<AnswerBody>) -> Response<AnswerBody> {
+    let conn = account.conn();
     if conn.is_h2() {
         response.headers_mut().remove(CONNECTION);
     } else if conn.is_last() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
-    response.body_mut().keep(open);
+    account.answered(response.status());
+    response.body_mut().keep(account);
     response
 }
 
 async fn answer(
-    conn: &Rc<Conn>,
-    parts: &Parts,
+    account: &Account,
     source: Option<Rc<Source>>,
     grpc: bool,
 ) -> Result<Response<AnswerBody>, Failed> {
+    let (conn, parts) = (account.conn(), &account.parts);
     if parts.method == Method::CONNECT {
         return Err(Failed::Refused(Refusal::Method));
     }
@@ -94,8 +105,10 @@ async fn answer(
     }
     let table = conn.worker.table();
     let host = matcher::virtual_host(&*table, &name).ok_or(Failed::Refused(Refusal::NoRoute))?;
-    let action = route(host, parts)?;
+    let action = route(conn, host, parts)?;
+    account.routed(action);
     if let Some(response) = https_redirect(conn, parts, action, &name) {
+        account.redirected();
         return Ok(response);
     }
     let pool = match &action.target {
@@ -105,7 +118,7 @@ async fn answer(
     check_length(conn, parts)?;
     let total = if grpc { grpc_timeout(conn, &parts.headers) } else { None };
     let upgrade = if source.is_none() { wanted_upgrade(conn, parts) } else { None };
-    let job = Job { conn, parts, authority: &authority, pool, source, upgrade };
+    let job = Job { conn, account, parts, authority: &authority, pool, source, upgrade };
     let Some(total) = total else { return forward::forward(job).await };
     let mut forwarding = pin!(forward::forward(job));
     let response = poll_fn(|cx| match forwarding.as_mut().poll(cx) {
@@ -160,14 +173,17 @@ fn is_authority(text: &[u8]) -> bool {
 }
 
 /// The route on which all readings of the path agree (H32).
-fn route<'a>(host: &'a VirtualHost, parts: &Parts) -> Result<&'a Action, Failed> {
+fn route<'a>(conn: &Conn, host: &'a VirtualHost, parts: &Parts) -> Result<&'a Action, Failed> {
     let path = parts.uri.path();
     let select = |path: &[u8]| matcher::action(host, path).map(|matched| matched.rule);
     if path == "*" {
         // OPTIONS of the whole server belongs to no path: the host's default, if it has one.
         return host.default.as_ref().ok_or(Failed::Refused(Refusal::NoRoute));
     }
-    let rule = target::agree(path.as_bytes(), select).map_err(|_| Failed::Refused(Refusal::BadPath))?;
+    let rule = target::agree(path.as_bytes(), select).map_err(|reason| {
+        conn.worker.recorder.refused(reason.label());
+        Failed::Refused(Refusal::BadPath)
+    })?;
     let action = match rule {
         None => None,
         Some(None) => host.default.as_ref(),

@@ -8,6 +8,7 @@ use crate::proxy::engine::Scheme;
 use crate::proxy::io::{ClientIo, Stream};
 use crate::proxy::judge::io::Judged;
 use crate::proxy::judge::io::frames::Counted;
+use crate::proxy::judge::request::Place;
 use crate::proxy::tls::{Alpn, Facts, TlsStream};
 use crate::proxy::worker::Worker;
 use crate::proxy::{serve, upgrade};
@@ -18,9 +19,8 @@ use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
-use std::sync::atomic::Ordering;
 use std::task::Poll;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::spawn_local;
@@ -38,10 +38,7 @@ const GOODBYE: Duration = Duration::from_secs(2);
 const LINGER: Duration = Duration::from_secs(2);
 const LINGER_BYTES: usize = 256 * 1024;
 
-const SLOW_HEAD: &[u8] =
-    b"HTTP/1.1 408 Request Timeout\r\nserver: weir\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
-
-/// Keeps the connection in the worker's list.
+/// Keeps the connection in the worker's list, and counts it.
 struct Listed {
     conn: Rc<Conn>,
     key: usize,
@@ -49,14 +46,14 @@ struct Listed {
 
 impl Listed {
     fn new(conn: &Rc<Conn>) -> Self {
-        conn.worker.shared.connections.fetch_add(1, Ordering::Relaxed);
+        conn.worker.recorder.opened(conn.scheme == Scheme::Https);
         Self { conn: Rc::clone(conn), key: conn.worker.connections.add(conn) }
     }
 }
 
 impl Drop for Listed {
     fn drop(&mut self) {
-        self.conn.worker.shared.connections.fetch_sub(1, Ordering::Relaxed);
+        self.conn.worker.recorder.closed(self.conn.scheme == Scheme::Https);
         self.conn.worker.connections.remove(self.key);
     }
 }
@@ -93,6 +90,7 @@ async fn handshake(conn: &Conn, tcp: TcpStream) -> Option<(TlsStream<TcpStream>,
     let mut accepting = pin!(conn.worker.shared.tls.accept(tcp));
     poll_fn(|cx| {
         if let Poll::Ready(result) = accepting.as_mut().poll(cx) {
+            conn.worker.recorder.handshake(result.as_ref().map(|(_, facts)| facts));
             return Poll::Ready(result.ok());
         }
         // It has a limit of its own.
@@ -138,42 +136,90 @@ async fn read_some(io: &mut ClientIo, into: &mut Vec<u8>) -> std::io::Result<usi
     io.read_buf(into).await
 }
 
+/// How hyper's part of a connection ends.
+enum End {
+    Done(hyper::Result<()>),
+    Expired(Expiry),
+    /// Idle: its buffers are given back until there is something to read.
+    Rests,
+}
+
 async fn serve_http1(io: ClientIo, conn: Rc<Conn>) {
     let service = {
         let conn = Rc::clone(&conn);
         service_fn(move |request| serve::serve(Rc::clone(&conn), request))
     };
-    let (judged, ledger) = Judged::new(io);
+    let (mut io, ledger) = Judged::new(io);
     let _first = conn.ledger.set(ledger);
-    let mut http = http1::Builder::new()
-        .max_buf_size(HTTP1_BUFFER)
-        .header_read_timeout(None)
-        .serve_connection(TokioIo::new(judged), service);
-    let end = poll_fn(|cx| {
-        // The deadlines last: bytes that came in time count.
-        if let Poll::Ready(result) = Pin::new(&mut http).poll(cx) {
-            return Poll::Ready(Ok(result));
+    let (end, early) = loop {
+        let mut http = http1::Builder::new()
+            .max_buf_size(HTTP1_BUFFER)
+            .header_read_timeout(None)
+            .serve_connection(TokioIo::new(io), service.clone());
+        let end = poll_fn(|cx| {
+            // The deadlines last: bytes that came in time count.
+            if let Poll::Ready(result) = Pin::new(&mut http).poll(cx) {
+                return Poll::Ready(End::Done(result));
+            }
+            match conn.poll_expiry(cx) {
+                Some(expiry) => Poll::Ready(End::Expired(expiry)),
+                None if conn.poll_rest(cx) => Poll::Ready(End::Rests),
+                None => Poll::Pending,
+            }
+        })
+        .await;
+        let parts = http.into_parts();
+        io = parts.io.into_inner();
+        // Between requests nothing is left in hyper: what was let through is served, and a
+        // part of a head is still with the judge.
+        match (&end, io.place()) {
+            (End::Rests, Place::Between) if parts.read_buf.is_empty() => {
+                if !wakes(io.get_ref(), &conn).await {
+                    return;
+                }
+            }
+            (End::Rests, Place::Head) if parts.read_buf.is_empty() => {}
+            _ => break (end, parts.read_buf),
         }
-        conn.poll_expiry(cx).map_or(Poll::Pending, |expiry| Poll::Ready(Err(expiry)))
-    })
-    .await;
-    let parts = http.into_parts();
-    let mut io = parts.io.into_inner();
+    };
     match end {
-        Ok(Ok(())) => {
+        End::Done(Ok(())) => {
             if let Some(tunnel) = conn.take_tunnel() {
-                Box::pin(upgrade::run(io, parts.read_buf, tunnel, &conn)).await;
+                Box::pin(upgrade::run(io, early, tunnel, &conn)).await;
             } else if conn.lingers() {
                 Box::pin(linger(&mut io)).await;
             }
         }
-        Ok(Err(_)) if conn.is_broken_off() => io.get_ref().reset(),
-        Err(Expiry::Head) => {
-            let _ = tokio::time::timeout(LINGER, io.write_all(SLOW_HEAD)).await;
+        End::Done(Err(_)) if conn.is_broken_off() => io.get_ref().reset(),
+        End::Expired(Expiry::Head) => {
+            let _ = tokio::time::timeout(LINGER, io.write_all(slow_head().as_bytes())).await;
             let _ = io.shutdown().await;
         }
-        Ok(Err(_)) | Err(Expiry::Idle | Expiry::Write | Expiry::End) => {}
+        End::Done(Err(_)) | End::Expired(Expiry::Idle | Expiry::Write | Expiry::End) | End::Rests => {}
     }
+}
+
+/// Waits for the next bytes of a connection at rest; false: it is over.
+async fn wakes(io: &ClientIo, conn: &Conn) -> bool {
+    let mut readable = pin!(io.readable());
+    poll_fn(|cx| {
+        if readable.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(true);
+        }
+        conn.poll_expiry(cx).map_or(Poll::Pending, |_| Poll::Ready(false))
+    })
+    .await
+}
+
+/// The answer to a head that did not come in time, which hyper knows nothing of.
+fn slow_head() -> String {
+    let text = "408 Request Timeout\n";
+    let date = httpdate::fmt_http_date(SystemTime::now());
+    let length = text.len();
+    format!(
+        "HTTP/1.1 408 Request Timeout\r\nserver: weir\r\ndate: {date}\r\nconnection: close\r\n\
+         content-type: text/plain; charset=utf-8\r\ncontent-length: {length}\r\n\r\n{text}"
+    )
 }
 
 /// Reads and drops what the client still sends, until it closes, within bounds.
@@ -207,7 +253,7 @@ async fn serve_http2(io: ClientIo, conn: Rc<Conn>) {
         let conn = Rc::clone(&conn);
         service_fn(move |request| serve::serve(Rc::clone(&conn), request))
     };
-    let (counted, _ended) = Counted::new(io);
+    let (counted, ended) = Counted::new(io);
     let mut http = pin!(
         http2::Builder::new(Local)
             .max_concurrent_streams(conn.worker.shared.settings.client.streams)
@@ -242,4 +288,7 @@ async fn serve_http2(io: ClientIo, conn: Rc<Conn>) {
         }
     })
     .await;
+    if let Some(abuse) = ended.get() {
+        conn.worker.recorder.refused(abuse.label());
+    }
 }

@@ -4,7 +4,7 @@
 //! the ones of the specification (H15 to H25, I53, I57, I58); a test that wants to see a limit
 //! work sets a smaller one.
 
-use crate::proxy::tls;
+use crate::proxy::{access_log, tls};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
@@ -46,6 +46,10 @@ pub struct Settings {
     pub client: ClientLimits,
     pub upstream: UpstreamLimits,
     pub tls: tls::Options,
+    pub access_log: access_log::Target,
+    pub access_log_format: access_log::Format,
+    /// Name of the node, for the metrics that carry it.
+    pub node: String,
     /// Peers whose forwarded headers are believed (I46, H33).
     pub trusted: Vec<IpNet>,
     /// The port that a redirect to HTTPS names; 443 is left out of the URL.
@@ -105,6 +109,9 @@ impl Default for Settings {
             client: ClientLimits::default(),
             upstream: UpstreamLimits::default(),
             tls: tls::Options::default(),
+            access_log: access_log::Target::default(),
+            access_log_format: access_log::Format::default(),
+            node: String::new(),
             trusted: Vec::new(),
             https_port: 443,
         }

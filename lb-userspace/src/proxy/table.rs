@@ -6,6 +6,7 @@
 //! they stay in their pool.
 
 use crate::model::routes::{HostPattern, Pool, PoolKey, Protocol, Update, VirtualHost};
+use crate::problem::ObjectKey;
 use crate::proxy::matcher::Hosts;
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -75,10 +76,12 @@ impl RoutingTable {
         self.pools.get(key)
     }
 
-    /// Virtual hosts and pools, to be told.
-    pub fn size(&self) -> (usize, usize) {
-        let hosts = self.exact.len() + self.wildcard.len() + usize::from(self.any.is_some());
-        (hosts, self.pools.len())
+    /// The Ingresses that routes come from, some more than once.
+    pub fn ingresses(&self) -> impl Iterator<Item = &Arc<ObjectKey>> {
+        let hosts = self.exact.values().chain(self.wildcard.values()).chain(&self.any);
+        hosts
+            .flat_map(|host| host.rules.iter().map(|rule| &rule.action).chain(&host.default))
+            .map(|action| &action.ingress)
     }
 }
 
@@ -180,7 +183,6 @@ impl Drop for InFlight {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::problem::ObjectKey;
 
     fn key(name: &str) -> PoolKey {
         PoolKey { service: Arc::new(ObjectKey::new("default", name)), port: 80 }
@@ -215,9 +217,9 @@ mod tests {
     fn a_whole_update_drops_what_it_does_not_name() {
         let hosts = |name: &str| Update::Host(HostPattern::Exact(name.into()), Some(Arc::default()));
         let first = RoutingTable::default().updated(&[hosts("a.test"), hosts("b.test")], false);
-        assert_eq!(first.size(), (2, 0));
-        assert_eq!(first.updated(&[hosts("c.test")], false).size(), (3, 0));
-        assert_eq!(first.updated(&[hosts("c.test")], true).size(), (1, 0));
+        let three = first.updated(&[hosts("c.test")], false);
+        assert!(["a.test", "b.test", "c.test"].iter().all(|name| three.exact(name).is_some()));
+        assert!(first.updated(&[hosts("c.test")], true).exact("a.test").is_none());
         assert!(first.updated(&[hosts("c.test")], true).exact("c.test").is_some());
         let removed = Update::Host(HostPattern::Exact("a.test".into()), None);
         assert!(first.updated(&[removed], false).exact("a.test").is_none());

@@ -28,6 +28,7 @@ where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
     conn.is_upgraded();
+    let _counted = Counted::new(conn);
     let Tunnel { mut connection, in_flight, websocket } = tunnel;
     poll_fn(|cx| if connection.poll_done(cx) { Poll::Ready(()) } else { Poll::Pending }).await;
     let (mut origin, first, pulse) = connection.into_tunnel();
@@ -57,6 +58,22 @@ where
         let _ = tokio::time::timeout(GOODBYE, goodbye).await;
     }
     drop(in_flight);
+}
+
+/// Counts the tunnel for as long as it lives.
+struct Counted<'a>(&'a Conn);
+
+impl<'a> Counted<'a> {
+    fn new(conn: &'a Conn) -> Self {
+        conn.worker.recorder.tunnel_opened();
+        Self(conn)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.worker.recorder.tunnel_closed();
+    }
 }
 
 /// The client's side, following the frames that are written to it.

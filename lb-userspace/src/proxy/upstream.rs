@@ -5,6 +5,7 @@
 //! connection is closed with it at once. An HTTP/2 connection is shared, so it has a task.
 
 use crate::proxy::deadline::Deadline;
+use crate::proxy::judge::Reason;
 use crate::proxy::judge::io::origin::{Origin, Owed};
 use crate::proxy::judge::response::Question;
 use crate::proxy::session::Local;
@@ -226,6 +227,11 @@ impl Http1 {
         self.pulse.probe.set(probe);
         let mut nobody = Context::from_waker(Waker::noop());
         !self.poll_done(&mut nobody) && self.sender.is_ready() && self.owed.is_reusable()
+    }
+
+    /// Why the origin's bytes were refused, if they were.
+    pub(super) fn fault(&self) -> Option<&'static str> {
+        self.owed.fault().map(Reason::label)
     }
 
     pub(super) fn pulse(&self) -> &Rc<Pulse> {

@@ -3,8 +3,10 @@
 //! Everything in it stays in its thread, so it is held by `Rc` and `Cell`. It ends when it is
 //! told to, or when the engine is gone.
 
+use crate::proxy::access_log::Lane;
 use crate::proxy::deadline::{Deadlines, TICK};
 use crate::proxy::engine::{Scheme, Shared};
+use crate::proxy::metrics::Recorder;
 use crate::proxy::table::RoutingTable;
 use crate::proxy::{drain, listener, pool};
 use arc_swap::{ArcSwap, Cache};
@@ -36,6 +38,9 @@ pub(super) struct Worker {
     pub(super) deadlines: Rc<Deadlines>,
     pub(super) connections: drain::Connections,
     pub(super) idle: pool::Idle,
+    pub(super) recorder: Recorder,
+    /// The access log's; none: it is off.
+    pub(super) lane: Option<Lane>,
     table: RefCell<Cache<TableSource, Arc<RoutingTable>>>,
     random: Cell<u64>,
 }
@@ -53,6 +58,7 @@ impl std::ops::Deref for TableSource {
 
 /// Serves until told to stop. Tells first whether it could be started.
 pub(super) fn run(
+    number: usize,
     shared: Arc<Shared>,
     commands: mpsc::UnboundedReceiver<Command>,
     started: &SyncSender<io::Result<()>>,
@@ -70,7 +76,7 @@ pub(super) fn run(
         }
     };
     let _ = started.send(Ok(()));
-    runtime.block_on(obey(Rc::new(Worker::new(shared)), commands));
+    runtime.block_on(obey(Rc::new(Worker::new(number, shared)), commands));
 }
 
 async fn obey(worker: Rc<Worker>, mut commands: mpsc::UnboundedReceiver<Command>) {
@@ -110,13 +116,15 @@ async fn obey(worker: Rc<Worker>, mut commands: mpsc::UnboundedReceiver<Command>
 }
 
 impl Worker {
-    fn new(shared: Arc<Shared>) -> Self {
+    fn new(number: usize, shared: Arc<Shared>) -> Self {
         // Any seed does, as long as workers differ.
         let seed = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), 0_u8) | 1;
         Self {
             deadlines: Deadlines::new(shared.started),
             connections: drain::Connections::default(),
             idle: pool::Idle::default(),
+            recorder: shared.metrics.recorder(number),
+            lane: shared.log.lane(),
             table: RefCell::new(Cache::new(TableSource(Arc::clone(&shared)))),
             random: Cell::new(seed),
             shared,

@@ -1,7 +1,8 @@
 //! Which part of `weir run` this process is, and what that part is told.
 
 use crate::args::value::AccessLog;
-use crate::args::{Config, L7Config, Role};
+use crate::args::{AccessLogFormat, Config, L7Config, Role};
+use crate::proxy::access_log;
 use crate::proxy::engine::{ClientLimits, Settings};
 use crate::proxy::process::{self, Options};
 use crate::{agent, logs, supervisor};
@@ -30,6 +31,15 @@ fn options(l7: &L7Config) -> Options {
         workers: l7.workers,
         client: ClientLimits { body_size: l7.body_size.unwrap_or(0), ..ClientLimits::default() },
         trusted: l7.trusted_proxies.clone(),
+        access_log: match &l7.access_log {
+            AccessLog::Off => access_log::Target::Off,
+            AccessLog::Stdout => access_log::Target::Stdout,
+            AccessLog::File(path) => access_log::Target::File(path.clone()),
+        },
+        access_log_format: match l7.access_log_format {
+            AccessLogFormat::Nginx => access_log::Format::Nginx,
+            AccessLogFormat::Json => access_log::Format::Json,
+        },
         https_port: l7.https.first().map_or(443, std::net::SocketAddr::port),
         ..Settings::default()
     };

@@ -236,9 +236,11 @@ fn a_connection_serves_so_many_requests_and_says_which_is_the_last() {
 
 #[test]
 fn a_drain_ends_after_the_answers() {
-    let origin = Origin::start(|mut client| {
+    let (tell, told) = std::sync::mpsc::channel();
+    let origin = Origin::start(move |mut client| {
         while let Some((head, _)) = client.request() {
             if head.starts_with("GET /slow") {
+                tell.send(()).unwrap();
                 std::thread::sleep(Duration::from_millis(300));
             }
             client.send("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok");
@@ -249,6 +251,7 @@ fn a_drain_ends_after_the_answers() {
     assert_eq!(idle.get("/").status, 200);
     let mut busy = proxy.client();
     busy.send("GET /slow HTTP/1.1\r\nhost: a.test\r\n\r\n");
+    told.recv_timeout(PATIENCE).unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     std::thread::scope(|scope| {
         let drained = scope.spawn(|| runtime.block_on(proxy.engine.drain(PATIENCE)));

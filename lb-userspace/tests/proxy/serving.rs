@@ -350,3 +350,43 @@ fn updates_under_load_lose_nothing() {
     let total: u32 = clients.into_iter().map(|client| client.join().unwrap()).sum();
     assert!(total > 0);
 }
+
+#[test]
+fn a_connection_that_has_rested_serves_on() {
+    let origin = Origin::echo();
+    let proxy = Proxy::start(settings(), &[origin.address]);
+    let mut client = proxy.client();
+    for n in 0..3 {
+        assert!(client.get(&format!("/{n}")).text().starts_with(&format!("GET /{n} ")));
+        // Longer than an idle connection keeps its buffers.
+        std::thread::sleep(Duration::from_millis(1300));
+    }
+    client.send("GET /a HTTP/1.1\r\nhost: a.test\r\n\r\nGET /b HTTP/1.1\r\nhost: a.te");
+    assert!(client.reply().text().starts_with("GET /a "));
+    std::thread::sleep(Duration::from_millis(1300));
+    client.send("st\r\n\r\n");
+    assert!(client.reply().text().starts_with("GET /b "));
+    assert_eq!(origin.count(), 1);
+}
+
+#[test]
+fn requests_are_counted_once() {
+    let origin = Origin::echo();
+    let proxy = Proxy::start(settings(), &[origin.address]);
+    assert_eq!(proxy.get("/").status, 200);
+    let mut client = proxy.client();
+    client.send("GET / HTTP/1.1\r\nhost: b.test\r\n\r\n");
+    assert_eq!(client.reply().status, 404);
+    client.send("GET / HTTP/1.1\r\nhost: a.test\r\nbad header\r\n\r\n");
+    assert_eq!(client.reply().status, 400);
+    drop(client);
+    let text = proxy.engine.metrics();
+    for line in [
+        "lb_proxy_local_answers_total{reason=\"no_route\"} 1",
+        "lb_proxy_local_answers_total{reason=\"judged\"} 1",
+        "lb_proxy_refused_total{reason=\"no-colon\"} 1",
+    ] {
+        assert!(text.lines().any(|found| found == line), "{line}\n{text}");
+    }
+    assert!(text.contains("ingress=\"a.test\"") && !text.contains("# EOF"), "{text}");
+}
