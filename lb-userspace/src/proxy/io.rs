@@ -55,6 +55,11 @@ impl ClientIo {
                 Ok(_) | Err(_) => return Ok(()),
             }
         }
+        self.socket_readable().await
+    }
+
+    /// Waits for something to read after a read has found nothing, in the session either.
+    pub(super) async fn socket_readable(&self) -> io::Result<()> {
         self.stream.tcp().readable().await
     }
 

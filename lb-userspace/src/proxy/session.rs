@@ -201,7 +201,7 @@ async fn serve_http1(io: ClientIo, conn: Rc<Conn>) {
 
 /// Waits for the next bytes of a connection at rest; false: it is over.
 async fn wakes(io: &ClientIo, conn: &Conn) -> bool {
-    let mut readable = pin!(io.readable());
+    let mut readable = pin!(io.socket_readable());
     poll_fn(|cx| {
         if readable.as_mut().poll(cx).is_ready() {
             return Poll::Ready(true);
