@@ -21,6 +21,17 @@ pub(super) fn rows() -> Vec<Row> {
     rows
 }
 
+/// A datagram to another node, its answer, and the one that confirms; answers what became of
+/// the first two.
+fn open(row: &mut Row, family: &Family, ask: &Packet, answer: &Packet) -> (Packet, Packet) {
+    let asked = ask.from(family.source).to(family.remote).ttl(63);
+    let answered = answer.from(family.node_port).to(family.client).ttl(63);
+    row.outside(ask).redirected(PassReason::NewFlow, ETH0, &asked);
+    row.outside(answer).redirected(PassReason::Reply, ETH0, &answered);
+    row.outside(ask).noting(Reason::Confirmed).redirected(PassReason::Forward, ETH0, &asked);
+    (asked, answered)
+}
+
 /// Confirmed by the datagram after the reply; from then on XDP's.
 fn conversation(family: &Family) -> Row {
     let mut row = named("a conversation over UDP", family);
@@ -43,12 +54,8 @@ fn no_checksum(family: &Family) -> Row {
     let mut row = named("a datagram without checksum stays without", family);
     row.service(family.service(Proto::UDP).remote(family.remote));
     let ask = udp(family.client, family.node_port).sum(Sum::Zero);
-    let asked = ask.from(family.source).to(family.remote).ttl(63);
-    row.outside(&ask).redirected(PassReason::NewFlow, ETH0, &asked);
     let answer = udp(family.remote, family.source).sum(Sum::Zero);
-    let answered = answer.from(family.node_port).to(family.client).ttl(63);
-    row.outside(&answer).redirected(PassReason::Reply, ETH0, &answered);
-    row.outside(&ask).noting(Reason::Confirmed).redirected(PassReason::Forward, ETH0, &asked);
+    let (asked, answered) = open(&mut row, family, &ask, &answer);
     row.outside(&ask).by_xdp().redirected(PassReason::Forward, ETH0, &asked);
     row.outside(&answer).by_xdp().redirected(PassReason::Reply, ETH0, &answered);
     row
@@ -75,12 +82,9 @@ fn becomes_zero(family: &Family) -> Row {
     let (ask, asked) = (ask.payload(&payload), asked.payload(&payload));
     let bytes = asked.bytes();
     assert_eq!(bytes[bytes.len() - 4..bytes.len() - 2], [0xff, 0xff], "the row's own premise");
-    row.outside(&ask).redirected(PassReason::NewFlow, ETH0, &asked);
     let answer = udp(family.remote, family.source);
-    let answered = answer.from(family.node_port).to(family.client).ttl(63);
-    let payload = zero_sum(&answered);
-    row.outside(&answer.payload(&payload)).redirected(PassReason::Reply, ETH0, &answered.payload(&payload));
-    row.outside(&ask).noting(Reason::Confirmed).redirected(PassReason::Forward, ETH0, &asked);
+    let payload = zero_sum(&answer.from(family.node_port).to(family.client).ttl(63));
+    open(&mut row, family, &ask, &answer.payload(&payload));
     row.outside(&ask).by_xdp().redirected(PassReason::Forward, ETH0, &asked);
     row
 }
@@ -91,15 +95,12 @@ fn moved(family: &Family) -> Row {
     let service = row.service(family.service(Proto::UDP).remote(family.remote).remote(family.remote_too));
     row.ops(service.draining(&[1]));
     let ask = udp(family.client, family.node_port);
-    let asked = |backend| ask.from(family.source).to(backend).ttl(63);
-    row.outside(&ask).redirected(PassReason::NewFlow, ETH0, &asked(family.remote));
     let answer = udp(family.remote, family.source);
-    let answered = answer.from(family.node_port).to(family.client).ttl(63);
-    row.outside(&answer).redirected(PassReason::Reply, ETH0, &answered);
-    row.outside(&ask).noting(Reason::Confirmed).redirected(PassReason::Forward, ETH0, &asked(family.remote));
-    row.outside(&ask).by_xdp().redirected(PassReason::Forward, ETH0, &asked(family.remote));
+    let (asked, _) = open(&mut row, family, &ask, &answer);
+    row.outside(&ask).by_xdp().redirected(PassReason::Forward, ETH0, &asked);
     row.ops(service.without(&[0]).1);
-    row.outside(&ask).noting(Reason::Moved).redirected(PassReason::NewFlow, ETH0, &asked(family.remote_too));
+    let moved = asked.to(family.remote_too);
+    row.outside(&ask).noting(Reason::Moved).redirected(PassReason::NewFlow, ETH0, &moved);
     // The former backend's late answer meets no flow.
     row.outside(&answer).untouched(PassReason::NoService);
     row
