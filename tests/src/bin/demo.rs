@@ -57,6 +57,9 @@ fn run(check: bool) -> Result<()> {
     let tell = |outcome: &Outcome| println!("{outcome}");
     let mut outcomes = cases::run(&lab, &assigned, tell);
     outcomes.extend(ingress::run(&lab, &authority, tell));
+    let told = ingress::told(&agent);
+    told.iter().for_each(tell);
+    outcomes.extend(told);
     let change = |object: Option<&Value>| manifests::write_or_remove(&secret, object);
     outcomes.extend(certificates::run(&lab, &authority, &change, tell));
     let failed: Vec<&Outcome> = outcomes.iter().filter(|outcome| outcome.said.is_err()).collect();

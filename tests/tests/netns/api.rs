@@ -90,8 +90,9 @@ fn every_ingress_case_holds_with_an_api_server_as_the_source() {
     create_demo(&server, &rig.lab);
     let name_server = ingress::serve_outside(&rig.lab).unwrap();
     let setup = Setup::kubeconfig(&server.kubeconfig()).name_server(name_server);
-    let _agent = Agent::ready(&rig.lab, setup).unwrap();
+    let agent = Agent::ready(&rig.lab, setup).unwrap();
     assert_outcomes(&ingress::run(&rig.lab, &authority, |_| {}));
+    assert_outcomes(&ingress::told(&agent));
     let change = |object: Option<&Value>| match object {
         Some(object) => server.apply(object).map(drop),
         None => server.delete("v1", "Secret", "default", ingress::SECRET),

@@ -7,12 +7,13 @@ use lab::cases::{certificates, ingress};
 use lab::manifests;
 
 #[test]
-fn every_ingress_case_holds() {
+fn every_ingress_case_holds_and_is_told() {
     let rig = Rig::new();
     let authority = Authority::new().unwrap();
     let (setup, _) = rig.ingress(&authority);
-    let _agent = Agent::ready(&rig.lab, setup).unwrap();
+    let agent = Agent::ready(&rig.lab, setup).unwrap();
     assert_outcomes(&ingress::run(&rig.lab, &authority, |_| {}));
+    assert_outcomes(&ingress::told(&agent));
 }
 
 #[test]
