@@ -13,6 +13,7 @@ use std::net::SocketAddr;
 
 #[derive(Default)]
 pub(super) struct Idle {
+    #[expect(clippy::vec_box, reason = "a connection is large and moves between requests and this list")]
     http1: RefCell<HashMap<SocketAddr, Vec<Box<Http1>>>>,
     count: Cell<usize>,
     /// One shared connection for each address; streams are its concurrency.

@@ -123,7 +123,7 @@ async fn answer(
     let mut forwarding = pin!(forward::forward(job));
     let response = poll_fn(|cx| match forwarding.as_mut().poll(cx) {
         Poll::Pending if total.poll(cx) => Poll::Ready(Err(Failed::Refused(Refusal::OriginTooSlow))),
-        polled => polled,
+        polled @ (Poll::Ready(_) | Poll::Pending) => polled,
     })
     .await;
     response.map(|mut response| {
