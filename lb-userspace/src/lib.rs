@@ -1,9 +1,9 @@
-//! Weir's agent.
+//! Weir: the agent of a node, the proxy that serves Ingress, and their supervisor.
 //!
 //! ```text
 //!  API server ─┐                            ┌─> plan ──> datapath ──> BPF maps ──> lb-ebpf
-//!              ├─> source ──> model (pure) ─┘   (pure)   (the only aya user)        (thin)
-//!  manifests ──┘   Objects     Desired
+//!              ├─> source ──> model (pure) ─┤   (pure)   (the only aya user)        (thin)
+//!  manifests ──┘   Objects     Desired      └─> routes ──link──> proxy (own process) ──> endpoints
 //!                  lb-common: the packet path itself, shared by lb-ebpf and the simulator
 //! ```
 
