@@ -9,6 +9,7 @@
 
 pub mod agent;
 pub mod apiserver;
+pub mod attack;
 pub mod authority;
 pub mod bench;
 pub mod cases;

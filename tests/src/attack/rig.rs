@@ -1,0 +1,283 @@
+//! A proxy with an origin behind it, in a namespace of their own.
+
+use super::exchange::{self, Answer};
+use super::h2;
+use super::origin::Origin;
+use crate::netns::{Netns, sys};
+use crate::scratch::Scratch;
+use crate::wait;
+use anyhow::{Context, Result, bail, ensure};
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+/// The host that is served over HTTP, without a redirect. Everything but `/private` goes to
+/// the origin.
+pub const HOST: &str = "attack.test";
+/// The same routes over TLS, with a certificate of its own.
+pub const SECURE: &str = "secure.test";
+/// Another tenant's host, with a certificate and a Service of its own.
+pub const OTHER: &str = "other.test";
+
+const HTTP: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 80);
+const HTTPS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 443);
+
+/// The proxy under attack, and the origins behind it.
+#[derive(Debug)]
+pub struct Rig {
+    pub origin: Origin,
+    /// Behind [`OTHER`], and behind `/private` of [`HOST`].
+    pub other: Origin,
+    netns: Netns,
+    child: Child,
+    scratch: Scratch,
+}
+
+impl Rig {
+    /// Starts `weir run --l4 off` with the routes of the attack; answers are those of
+    /// `/answer/NAME`.
+    ///
+    /// # Errors
+    /// With the end of the log when it does not become ready.
+    pub fn start(answers: BTreeMap<String, Vec<u8>>, flags: &[&str]) -> Result<Self> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let scratch = Scratch::new()?;
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let netns = Netns::new(format!("{}-attack{number}", scratch.id()))?;
+        let listen = || netns.enter(|| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)));
+        let origin = Origin::serve(listen()??, answers)?;
+        let other = Origin::serve(listen()??, BTreeMap::new())?;
+        let dir = scratch.dir().join("manifests");
+        fs::create_dir_all(&dir)?;
+        fs::write(dir.join("attack.yaml"), manifests(origin.addr(), other.addr())?)?;
+        let mut rig = Self {
+            child: start(&scratch, &netns, &dir, flags, (origin.addr(), other.addr()))?,
+            origin,
+            other,
+            netns,
+            scratch,
+        };
+        rig.wait_ready()?;
+        Ok(rig)
+    }
+
+    fn wait_ready(&mut self) -> Result<()> {
+        let ready = wait::until("the proxy serves", Duration::from_secs(30), || {
+            ensure!(self.child.try_wait()?.is_none(), "it ended");
+            let answer = self.exchange(&plain("/"), Duration::from_secs(2))?;
+            ensure!(answer.statuses() == [200], "{}", answer.text());
+            Ok(())
+        });
+        ready.with_context(|| format!("its log:\n{}", self.log()))?;
+        self.origin.take();
+        Ok(())
+    }
+
+    pub fn log(&self) -> String {
+        fs::read_to_string(log_file(&self.scratch)).unwrap_or_default()
+    }
+
+    /// The folder of manifests: a change is served soon after.
+    pub fn manifests(&self) -> PathBuf {
+        self.scratch.dir().join("manifests")
+    }
+
+    /// # Errors
+    /// When nobody listens.
+    pub fn connect(&self) -> Result<TcpStream> {
+        self.netns.enter(|| exchange::connect(HTTP))?
+    }
+
+    /// A TCP connection to the HTTPS port.
+    ///
+    /// # Errors
+    /// When nobody listens.
+    pub fn connect_tls_port(&self) -> Result<TcpStream> {
+        self.netns.enter(|| exchange::connect(HTTPS))?
+    }
+
+    /// Sends bytes to the HTTP port and reads until the end.
+    ///
+    /// # Errors
+    /// When nobody listens.
+    pub fn exchange(&self, bytes: &[u8], patience: Duration) -> Result<Answer> {
+        self.netns.enter(|| exchange::exchange(HTTP, bytes, patience))?
+    }
+
+    /// An HTTP/2 connection over TLS.
+    ///
+    /// # Errors
+    /// When TLS or ALPN fails.
+    pub fn h2(&self) -> Result<h2::Connection> {
+        h2::Connection::open(self.connect_tls_port()?, SECURE)
+    }
+
+    /// A fresh client's request: it must get its own answer, whatever happened before (H12).
+    ///
+    /// # Errors
+    /// When it does not.
+    pub fn probe(&self) -> Result<Duration> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let target = format!("/probe/{}", NEXT.fetch_add(1, Ordering::Relaxed));
+        let answer = self.exchange(&plain(&target), Duration::from_secs(10))?;
+        let text = answer.text();
+        let own = answer.statuses() == [200] && text.trim_end().ends_with(&target);
+        ensure!(own, "a fresh client asked for {target} and got {text:?}");
+        Ok(answer.took)
+    }
+
+    /// Process id of the proxy that serves now.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn proxy_pid(&self) -> Result<u32> {
+        let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", self.child.id()))?;
+        let is_proxy = |pid: &u32| {
+            if std::env::var_os("LAB_ATTACK_PEER").is_some() {
+                return true;
+            }
+            let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let words: Vec<&[u8]> = words.split(|byte| *byte == 0).collect();
+            words.windows(2).any(|pair| pair == [b"--role".as_slice(), b"proxy".as_slice()])
+        };
+        let found = children.split_whitespace().filter_map(|pid| pid.parse().ok()).find(is_proxy);
+        found.with_context(|| format!("no proxy among the children {children}"))
+    }
+
+    /// Resident memory of the proxy, in KiB.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub fn resident(&self) -> Result<u64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.proxy_pid()?))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+        Ok(line.trim().trim_end_matches(" kB").parse()?)
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        // Its children end with it, or by its word.
+        let _ = sys::kill(self.child.id(), libc::SIGTERM);
+        let child = &mut self.child;
+        let ended = wait::until("the end", Duration::from_secs(5), || child.try_wait()?.context("running"));
+        if ended.is_err() {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+    }
+}
+
+/// A plain request of a client that closes afterwards.
+pub fn plain(target: &str) -> Vec<u8> {
+    format!("GET {target} HTTP/1.1\r\nHost: {HOST}\r\nConnection: close\r\n\r\n").into_bytes()
+}
+
+fn log_file(scratch: &Scratch) -> PathBuf {
+    scratch.logs().join("weir.log")
+}
+
+fn start(
+    scratch: &Scratch,
+    netns: &Netns,
+    dir: &Path,
+    flags: &[&str],
+    origins: (SocketAddr, SocketAddr),
+) -> Result<Child> {
+    let file = File::options().create(true).append(true).open(log_file(scratch))?;
+    let mut command = match std::env::var("LAB_ATTACK_PEER").as_deref() {
+        Ok("nginx") => super::peer::nginx(scratch.dir(), origins.0, origins.1)?,
+        Ok(other) => bail!("LAB_ATTACK_PEER={other}: nginx is the peer that is known"),
+        Err(_) => weir(scratch, dir, flags)?,
+    };
+    command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
+    sys::start_in(&mut command, netns.file().as_raw_fd(), None);
+    command.spawn().with_context(|| format!("starting {command:?}"))
+}
+
+fn weir(scratch: &Scratch, dir: &Path, flags: &[&str]) -> Result<Command> {
+    let mut command = crate::agent::confined(&crate::agent::program()?);
+    command
+        .args(["run", "--l4", "off", "--node-name", "node1", "--access-log", "off"])
+        .args(["--allow-endpoint-cidr", "127.0.0.0/8", "--drain-timeout", "2s"])
+        .arg("--state-dir")
+        .arg(scratch.dir().join("state"))
+        .arg("--manifests")
+        .arg(dir)
+        .args(flags);
+    Ok(command)
+}
+
+/// Both origins as Services, and the routes of the three hosts.
+fn manifests(origin: SocketAddr, other: SocketAddr) -> Result<String> {
+    let mut text = String::new();
+    for (name, at) in [("origin", origin), ("other", other)] {
+        text.push_str(&format!(
+            "apiVersion: v1
+kind: Service
+metadata: {{name: {name}}}
+spec: {{ports: [{{port: 80}}]}}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {{name: {name}, labels: {{kubernetes.io/service-name: {name}}}}}
+addressType: IPv4
+ports: [{{port: {}}}]
+endpoints: [{{addresses: ['{}']}}]
+---
+",
+            at.port(),
+            at.ip()
+        ));
+    }
+    for (host, service, tls) in [(HOST, "origin", false), (SECURE, "origin", true), (OTHER, "other", true)] {
+        let name = host.trim_end_matches(".test");
+        let mut certified = String::new();
+        if tls {
+            text.push_str(&secret(name, host)?);
+            certified = format!(
+                "
+  tls: [{{hosts: [{host}], secretName: {name}-tls}}]"
+            );
+        }
+        text.push_str(&format!(
+            "apiVersion: networking.k8s.io/v1
+kind: Ingress
+metadata: {{name: {name}}}
+spec:{certified}
+  rules:
+  - host: {host}
+    http:
+      paths:
+      - {{path: /, pathType: Prefix, backend: {{service: {{name: {service}, port: {{number: 80}}}}}}}}
+      - {{path: /private, pathType: Prefix, backend: {{service: {{name: other, port: {{number: 80}}}}}}}}
+---
+"
+        ));
+    }
+    Ok(text)
+}
+
+fn secret(name: &str, host: &str) -> Result<String> {
+    let key = rcgen::KeyPair::generate()?;
+    let certificate = rcgen::CertificateParams::new(vec![host.to_owned()])?.self_signed(&key)?;
+    let indented = |pem: String| pem.lines().map(|line| format!("    {line}\n")).collect::<String>();
+    Ok(format!(
+        "apiVersion: v1
+kind: Secret
+metadata: {{name: {name}-tls}}
+type: kubernetes.io/tls
+stringData:
+  tls.crt: |
+{}  tls.key: |
+{}---
+",
+        indented(certificate.pem()),
+        indented(key.serialize_pem())
+    ))
+}
