@@ -127,6 +127,8 @@ pub struct Connection {
     buffer: Vec<u8>,
     /// Reading met the end.
     pub ended: bool,
+    /// GOAWAY came.
+    leave: bool,
 }
 
 impl Connection {
@@ -152,7 +154,7 @@ impl Connection {
             bail!("h2 was not agreed on: {:?}", stream.conn.alpn_protocol());
         }
         stream.flush()?;
-        Ok(Self { stream, buffer: Vec::new(), ended: false })
+        Ok(Self { stream, buffer: Vec::new(), ended: false, leave: false })
     }
 
     /// # Errors
@@ -213,6 +215,7 @@ impl Connection {
                     None => Outcome::Silent,
                 };
             };
+            self.leave |= frame.kind == GOAWAY;
             match frame.kind {
                 HEADERS if frame.stream == stream => {
                     let code = status_of(&frame.payload).filter(|code| *code >= 200);
@@ -243,9 +246,12 @@ impl Connection {
         }
     }
 
-    /// The socket, for its address and options.
-    pub fn socket(&self) -> &TcpStream {
-        &self.stream.sock
+    /// As [`Self::outcome`]; says too whether a graceful GOAWAY came, one that lets the stream
+    /// go on: no further request belongs on this connection.
+    pub fn outcome_or_goaway(&mut self, stream: u32, patience: Duration) -> (Outcome, bool) {
+        self.leave = false;
+        let outcome = self.outcome(stream, patience);
+        (outcome, self.leave)
     }
 
     /// Takes a whole frame out of what has been read.

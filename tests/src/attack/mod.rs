@@ -9,7 +9,9 @@
 
 pub mod exchange;
 pub mod h2;
+pub mod load;
 pub mod origin;
 mod peer;
 pub mod rig;
+pub mod streams;
 pub mod strict;

@@ -33,6 +33,8 @@ pub struct Rig {
     pub origin: Origin,
     /// Behind [`OTHER`], and behind `/private` of [`HOST`].
     pub other: Origin,
+    /// Behind nothing, until endpoints are flipped.
+    spare: Origin,
     netns: Netns,
     child: Child,
     scratch: Scratch,
@@ -54,11 +56,14 @@ impl Rig {
         let other = Origin::serve(listen()??, BTreeMap::new())?;
         let dir = scratch.dir().join("manifests");
         fs::create_dir_all(&dir)?;
-        fs::write(dir.join("attack.yaml"), manifests(origin.addr(), other.addr())?)?;
+        let spare = Origin::serve(listen()??, BTreeMap::new())?;
+        let stream = super::streams::serve(listen()??)?;
+        manifests(&dir, origin.addr(), other.addr(), stream)?;
         let mut rig = Self {
             child: start(&scratch, &netns, &dir, flags, (origin.addr(), other.addr()))?,
             origin,
             other,
+            spare,
             netns,
             scratch,
         };
@@ -82,9 +87,41 @@ impl Rig {
         fs::read_to_string(log_file(&self.scratch)).unwrap_or_default()
     }
 
-    /// The folder of manifests: a change is served soon after.
-    pub fn manifests(&self) -> PathBuf {
+    fn dir(&self) -> PathBuf {
         self.scratch.dir().join("manifests")
+    }
+
+    /// Adds or changes routes that no client of the attack uses, and touches those that they do.
+    ///
+    /// # Errors
+    /// When the manifest cannot be written.
+    pub fn edit_routes(&self, number: usize) -> Result<()> {
+        let mut text = [ingress(HOST, "origin", false), ingress(OTHER, "other", true)].concat();
+        let more = format!(
+            "      - {{path: /edit-{}, pathType: Exact, backend: {{service: {{name: other, port: {{number: 80}}}}}}}}\n---\n",
+            number % 7
+        );
+        text.push_str(&ingress(SECURE, "origin", true).replacen("---\n", &more, 1));
+        text.push_str(&ingress(&format!("edit-{}.test", number % 5), "origin", false));
+        put(&self.dir(), "routes.yaml", &text)
+    }
+
+    /// Changes which of two endpoints the origin's Service has: one, both, the other.
+    ///
+    /// # Errors
+    /// When the manifest cannot be written.
+    pub fn flip_endpoints(&self, number: usize) -> Result<()> {
+        let both = [self.origin.addr(), self.spare.addr()];
+        let chosen = [&both[..1], &both[..], &both[1..], &both[..]][number % 4];
+        put(&self.dir(), "endpoints.yaml", &slice("origin", chosen))
+    }
+
+    /// Gives [`SECURE`] another certificate.
+    ///
+    /// # Errors
+    /// When the manifest cannot be written.
+    pub fn renew_certificate(&self) -> Result<()> {
+        put(&self.dir(), "secure-tls.yaml", &secret("secure", SECURE)?)
     }
 
     /// # Errors
@@ -131,22 +168,53 @@ impl Rig {
         Ok(answer.took)
     }
 
+    /// Process id of `weir run`.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Asks the supervisor for a new proxy generation.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub fn upgrade_proxy(&self) -> Result<()> {
+        Ok(sys::kill(self.child.id(), libc::SIGUSR2)?)
+    }
+
+    /// Sends SIGKILL to the process of a role.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn kill(&self, role: &str) -> Result<u32> {
+        let pid = self.role(role)?;
+        sys::kill(pid, libc::SIGKILL)?;
+        Ok(pid)
+    }
+
     /// Process id of the proxy that serves now.
     ///
     /// # Errors
     /// When there is none.
     pub fn proxy_pid(&self) -> Result<u32> {
+        self.role("proxy")
+    }
+
+    /// Process id of the youngest child of a role.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn role(&self, role: &str) -> Result<u32> {
         let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", self.child.id()))?;
-        let is_proxy = |pid: &u32| {
+        let is_of_role = |pid: &u32| {
             if std::env::var_os("LAB_ATTACK_PEER").is_some() {
                 return true;
             }
             let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
             let words: Vec<&[u8]> = words.split(|byte| *byte == 0).collect();
-            words.windows(2).any(|pair| pair == [b"--role".as_slice(), b"proxy".as_slice()])
+            words.windows(2).any(|pair| pair == [b"--role".as_slice(), role.as_bytes()])
         };
-        let found = children.split_whitespace().filter_map(|pid| pid.parse().ok()).find(is_proxy);
-        found.with_context(|| format!("no proxy among the children {children}"))
+        let found = children.split_whitespace().filter_map(|pid| pid.parse().ok()).filter(is_of_role).max();
+        found.with_context(|| format!("no {role} among the children {children}"))
     }
 
     /// Resident memory of the proxy, in KiB.
@@ -204,28 +272,46 @@ fn weir(scratch: &Scratch, dir: &Path, flags: &[&str]) -> Result<Command> {
     let mut command = crate::agent::confined(&crate::agent::program()?);
     command
         .args(["run", "--l4", "off", "--node-name", "node1", "--access-log", "off"])
-        .args(["--allow-endpoint-cidr", "127.0.0.0/8", "--drain-timeout", "2s"])
+        .args(["--allow-endpoint-cidr", "127.0.0.0/8"])
         .arg("--state-dir")
         .arg(scratch.dir().join("state"))
         .arg("--manifests")
         .arg(dir)
         .args(flags);
+    if !flags.contains(&"--drain-timeout") {
+        command.args(["--drain-timeout", "2s"]);
+    }
     Ok(command)
 }
 
-/// Both origins as Services, and the routes of the three hosts.
-fn manifests(origin: SocketAddr, other: SocketAddr) -> Result<String> {
-    let mut text = String::new();
-    for (name, at) in [("origin", origin), ("other", other)] {
-        text.push_str(&format!(
-            "apiVersion: v1
+/// Writes a manifest as a whole: a reader sees the old or the new one.
+fn put(dir: &Path, name: &str, text: &str) -> Result<()> {
+    let draft = dir.with_file_name(format!("{name}.draft"));
+    fs::write(&draft, text)?;
+    fs::rename(&draft, dir.join(name)).with_context(|| format!("writing {name}"))
+}
+
+/// A Service without a selector.
+fn service(name: &str, protocol: &str) -> String {
+    format!(
+        "apiVersion: v1
 kind: Service
 metadata: {{name: {name}}}
-spec: {{ports: [{{port: 80}}]}}
+spec: {{ports: [{{port: 80{protocol}}}]}}
 ---
-apiVersion: discovery.k8s.io/v1
+"
+    )
+}
+
+/// The endpoints of a Service.
+fn slice(name: &str, endpoints: &[SocketAddr]) -> String {
+    let mut text = String::new();
+    // Ports belong to slices: one for each endpoint.
+    for (number, at) in endpoints.iter().enumerate() {
+        text.push_str(&format!(
+            "apiVersion: discovery.k8s.io/v1
 kind: EndpointSlice
-metadata: {{name: {name}, labels: {{kubernetes.io/service-name: {name}}}}}
+metadata: {{name: {name}-{number}, labels: {{kubernetes.io/service-name: {name}}}}}
 addressType: IPv4
 ports: [{{port: {}}}]
 endpoints: [{{addresses: ['{}']}}]
@@ -235,18 +321,16 @@ endpoints: [{{addresses: ['{}']}}]
             at.ip()
         ));
     }
-    for (host, service, tls) in [(HOST, "origin", false), (SECURE, "origin", true), (OTHER, "other", true)] {
-        let name = host.trim_end_matches(".test");
-        let mut certified = String::new();
-        if tls {
-            text.push_str(&secret(name, host)?);
-            certified = format!(
-                "
-  tls: [{{hosts: [{host}], secretName: {name}-tls}}]"
-            );
-        }
-        text.push_str(&format!(
-            "apiVersion: networking.k8s.io/v1
+    text
+}
+
+/// An Ingress of the attack's hosts.
+fn ingress(host: &str, service: &str, tls: bool) -> String {
+    let name = host.trim_end_matches(".test");
+    let certified =
+        if tls { format!("\n  tls: [{{hosts: [{host}], secretName: {name}-tls}}]") } else { String::new() };
+    format!(
+        "apiVersion: networking.k8s.io/v1
 kind: Ingress
 metadata: {{name: {name}}}
 spec:{certified}
@@ -256,11 +340,28 @@ spec:{certified}
       paths:
       - {{path: /, pathType: Prefix, backend: {{service: {{name: {service}, port: {{number: 80}}}}}}}}
       - {{path: /private, pathType: Prefix, backend: {{service: {{name: other, port: {{number: 80}}}}}}}}
+      - {{path: /stream, pathType: Prefix, backend: {{service: {{name: stream, port: {{number: 80}}}}}}}}
 ---
 "
-        ));
-    }
-    Ok(text)
+    )
+}
+
+/// All that the attack's routes are made of.
+fn manifests(dir: &Path, origin: SocketAddr, other: SocketAddr, stream: SocketAddr) -> Result<()> {
+    let services = [
+        service("origin", ""),
+        service("other", ""),
+        service("stream", ", appProtocol: kubernetes.io/h2c"),
+        slice("other", &[other]),
+        slice("stream", &[stream]),
+    ];
+    put(dir, "services.yaml", &services.concat())?;
+    put(dir, "endpoints.yaml", &slice("origin", &[origin]))?;
+    put(dir, "secure-tls.yaml", &secret("secure", SECURE)?)?;
+    put(dir, "other-tls.yaml", &secret("other", OTHER)?)?;
+    let routes =
+        [ingress(HOST, "origin", false), ingress(SECURE, "origin", true), ingress(OTHER, "other", true)];
+    put(dir, "routes.yaml", &routes.concat())
 }
 
 fn secret(name: &str, host: &str) -> Result<String> {

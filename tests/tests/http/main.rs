@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+mod churn;
 mod downgrade;
 mod floods;
 mod identity;
