@@ -210,8 +210,7 @@ impl Rig {
                 return true;
             }
             let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            let words: Vec<&[u8]> = words.split(|byte| *byte == 0).collect();
-            words.windows(2).any(|pair| pair == [b"--role".as_slice(), role.as_bytes()])
+            words.split(|byte| *byte == 0).any(|word| word == format!("--role={role}").as_bytes())
         };
         let found = children.split_whitespace().filter_map(|pid| pid.parse().ok()).filter(is_of_role).max();
         found.with_context(|| format!("no {role} among the children {children}"))

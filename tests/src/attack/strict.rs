@@ -112,7 +112,7 @@ fn request_line(line: &[u8], request: &mut Request) {
     if version != "HTTP/1.1" {
         request.faults.push(format!("version {version:?}"));
     }
-    let plain = target.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#');
+    let plain = target.bytes().all(|byte| (byte.is_ascii_graphic() || byte >= 0x80) && byte != b'#');
     let origin_form = target.starts_with('/') || (target == "*" && method == "OPTIONS");
     if !plain || !origin_form {
         request.faults.push(format!("target {target:?}"));

