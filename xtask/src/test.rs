@@ -38,6 +38,8 @@ enum Layer {
     Verify,
     /// Real sockets over network namespaces.
     Netns,
+    /// The proxy attacked from outside, by raw bytes; churn under load.
+    Http,
     /// A real API server.
     Api,
     /// Outside judges of the proxy, and the rules of Ingress over a whole control plane.
@@ -48,8 +50,16 @@ enum Layer {
 }
 
 /// What runs without a name.
-const ALL: [Layer; 7] =
-    [Layer::Unit, Layer::Golden, Layer::Packet, Layer::Verify, Layer::Netns, Layer::Api, Layer::Suites];
+const ALL: [Layer; 8] = [
+    Layer::Unit,
+    Layer::Golden,
+    Layer::Packet,
+    Layer::Verify,
+    Layer::Netns,
+    Layer::Http,
+    Layer::Api,
+    Layer::Suites,
+];
 
 impl Layer {
     fn name(self) -> &'static str {
@@ -59,6 +69,7 @@ impl Layer {
             Self::Packet => "packet",
             Self::Verify => "verify",
             Self::Netns => "netns",
+            Self::Http => "http",
             Self::Api => "api",
             Self::Suites => "suites",
             Self::Conformance => "conformance",
@@ -70,7 +81,7 @@ impl Layer {
     }
 
     fn needs_agent(self) -> bool {
-        matches!(self, Self::Netns | Self::Api | Self::Suites | Self::Conformance)
+        matches!(self, Self::Netns | Self::Http | Self::Api | Self::Suites | Self::Conformance)
     }
 
     /// The integration tests of the layer, by package and name. What is beside the code is
@@ -86,6 +97,7 @@ impl Layer {
                 ("lb-userspace", "processes"),
                 ("tests", "netns"),
             ],
+            Self::Http => &[("tests", "http")],
             Self::Api => &[("tests", "api")],
             Self::Suites => &[("tests", "suites")],
             Self::Conformance => &[("tests", "conformance")],
