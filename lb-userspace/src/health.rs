@@ -127,7 +127,6 @@ pub(crate) fn rfc3339(ms: u64) -> String {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "tests")]
     use super::*;
     use crate::board::{L7Phase, L7Snapshot};
     use crate::datapath::Hook;

@@ -231,7 +231,9 @@ mod tests {
 
     /// Answers from a script, and counts.
     #[derive(Clone, Default)]
-    struct Script(Arc<Mutex<(BTreeMap<String, Answer>, usize, usize)>>);
+    struct Script(Arc<Mutex<Played>>);
+
+    type Played = (BTreeMap<String, Answer>, usize, usize);
 
     impl Script {
         fn set(&self, name: &str, answer: Answer) {

@@ -288,7 +288,12 @@ fn mutated(chance: &mut Chance, name: &str) -> Value {
                         let key = fields.keys().next().cloned();
                         key.map(|key| fields.remove(&key));
                     }
-                    node => *node = new.clone(),
+                    Value::Null
+                    | Value::Bool(_)
+                    | Value::Number(_)
+                    | Value::String(_)
+                    | Value::Array(_)
+                    | Value::Object(_) => *node = new.clone(),
                 }
             }
             at += 1;

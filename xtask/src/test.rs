@@ -97,7 +97,7 @@ impl Layer {
                 ("lb-userspace", "processes"),
                 ("tests", "netns"),
             ],
-            Self::Http => &[("tests", "http")],
+            Self::Http => &[("lb-userspace", "proxy"), ("tests", "http")],
             Self::Api => &[("tests", "api")],
             Self::Suites => &[("tests", "suites")],
             Self::Conformance => &[("tests", "conformance")],

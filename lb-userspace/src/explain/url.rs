@@ -487,9 +487,10 @@ mod tests {
 
     #[test]
     fn each_end_is_told_with_its_reason() {
-        // URL, method, header, served, status, part of the text.
+        /// URL, method, header, served, status, part of the text.
+        type Row<'a> = (&'a str, &'a str, &'a [(&'a str, &'a str)], bool, Option<u16>, &'a str);
         #[rustfmt::skip]
-        let rows: &[(&str, &str, &[(&str, &str)], bool, Option<u16>, &str)] = &[
+        let rows: &[Row<'_>] = &[
             ("https://example.com/api/x?q", "GET", &[], true, None, "its 2 endpoints: 10.0.0.1:8080, [2001:db8::1]:8080"),
             ("https://example.com/api", "GET", &[], true, None, "Certificate default/tls-secret, chosen by the name example.com"),
             ("https://EXAMPLE.com./api", "GET", &[], true, None, "matches Prefix /api, of Ingress default/my-ingress"),

@@ -46,6 +46,7 @@ pub fn choose<'a>(
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
     use crate::proxy::table::InFlight;

@@ -102,6 +102,7 @@ impl Hosts for Routes {
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
     use crate::model::routes::{PoolKey, Target};

@@ -15,7 +15,7 @@ use crate::proxy::forward::{self, Failed, Job};
 use crate::proxy::judge::Reason;
 use crate::proxy::judge::io::Turn;
 use crate::proxy::upload::{Cut, Source};
-use crate::proxy::{headers, matcher, target};
+use crate::proxy::{headers, judge, matcher, target};
 use http::header::{CONNECTION, CONTENT_LENGTH, HOST, UPGRADE};
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
@@ -139,7 +139,7 @@ fn authority(conn: &Conn, parts: &Parts) -> Result<HeaderValue, Failed> {
     let field = parts.headers.get(HOST);
     let Some(authority) = parts.uri.authority() else {
         return match field {
-            Some(host) if conn.is_h2() && !is_authority(host.as_bytes()) => Err(bad),
+            Some(host) if conn.is_h2() && !judge::is_authority(host.as_bytes()) => Err(bad),
             Some(host) => Ok(host.clone()),
             None if parts.version == Version::HTTP_10 => Ok(HeaderValue::from_static("")),
             None => Err(bad),
@@ -149,27 +149,11 @@ fn authority(conn: &Conn, parts: &Parts) -> Result<HeaderValue, Failed> {
         let is_same =
             |host: &HeaderValue| host.as_bytes().eq_ignore_ascii_case(authority.as_str().as_bytes());
         let count = parts.headers.get_all(HOST).iter().count();
-        if count > 1 || !field.is_none_or(is_same) || !is_authority(authority.as_str().as_bytes()) {
+        if count > 1 || !field.is_none_or(is_same) || !judge::is_authority(authority.as_str().as_bytes()) {
             return Err(bad);
         }
     }
     HeaderValue::from_str(authority.as_str()).map_err(|_| bad)
-}
-
-/// Tells whether this is a host, with a port if it likes, and nothing else. HTTP/1 is judged
-/// on its raw bytes; this is for HTTP/2.
-fn is_authority(text: &[u8]) -> bool {
-    let (host, port) = match text.iter().rposition(|byte| *byte == b':') {
-        Some(colon) if !text[colon..].contains(&b']') => (&text[..colon], &text[colon + 1..]),
-        _ => (text, &b""[..]),
-    };
-    let is_host = match host {
-        [b'[', address @ .., b']'] => {
-            address.iter().all(|byte| byte.is_ascii_hexdigit() || b":.".contains(byte))
-        }
-        name => name.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+;=".contains(byte)),
-    };
-    !host.is_empty() && is_host && port.len() <= 5 && port.iter().all(u8::is_ascii_digit)
 }
 
 /// The route on which all readings of the path agree (H32).
@@ -223,7 +207,7 @@ fn check_length(conn: &Conn, parts: &Parts) -> Result<(), Failed> {
 }
 
 /// The protocol that the client asks to switch to, where that may be (H8, H35): HTTP/1.1, no
-/// body, and not h2c, which is never forwarded.
+/// body, and not another HTTP or TLS, in which requests would pass by the router.
 fn wanted_upgrade<'a>(conn: &Conn, parts: &'a Parts) -> Option<&'a HeaderValue> {
     if conn.is_h2() || parts.version != Version::HTTP_11 || parts.method != Method::GET {
         return None;
@@ -239,7 +223,10 @@ fn wanted_upgrade<'a>(conn: &Conn, parts: &'a Parts) -> Option<&'a HeaderValue> 
             .any(|token| token.trim_ascii().eq_ignore_ascii_case(b"upgrade"))
     });
     let is_websocket = protocol.as_bytes().eq_ignore_ascii_case(b"websocket");
-    let may = is_sound && asked && !protocol.as_bytes().to_ascii_lowercase().starts_with(b"h2c");
+    let low = protocol.as_bytes().to_ascii_lowercase();
+    let carries_requests =
+        [&b"h2"[..], b"h3", b"http", b"tls", b"ssl"].iter().any(|one| low.starts_with(one));
+    let may = is_sound && asked && !carries_requests;
     (may && (!is_websocket || is_handshake(&parts.headers))).then_some(protocol)
 }
 

@@ -181,6 +181,7 @@ impl Drop for InFlight {
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
 

@@ -1,5 +1,7 @@
 //! The proxy engine over real loopback sockets, between raw clients and scripted origins.
 
+#![expect(clippy::unwrap_used, reason = "tests")]
+
 mod failures;
 mod harness;
 mod http2;
