@@ -42,7 +42,7 @@ enum Layer {
     Http,
     /// A real API server.
     Api,
-    /// Outside judges of the proxy, and the rules of Ingress over a whole control plane.
+    /// Outside judges of the proxy: h2spec.
     Suites,
     /// The upstream suite for Ingress controllers, from the folder that
     /// `WEIR_INGRESS_CONFORMANCE` names; some twelve minutes.
