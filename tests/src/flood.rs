@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 /// Sources are taken from here on: 100.64.0.0/10 (RFC 6598), four million addresses.
 const FIRST_SOURCE: u32 = 0x6440_0000;
 const BATCH: usize = 64;
+/// A receiver that takes nothing for so long is no slow one.
+const STUCK: Duration = Duration::from_secs(10);
 const ETHERNET: usize = 14;
 const IP: usize = 20;
 const TCP: usize = 24;
@@ -33,14 +35,24 @@ pub fn syn_flood(from: &Netns, next_hop: &Netns, to: SocketAddrV4, sources: u32)
         let socket = PacketSocket::new(index).context("opening a packet socket")?;
         let mut frames = vec![vec![0; ETHERNET + IP + TCP]; BATCH];
         let start = Instant::now();
+        let mut moved = start;
         let mut sent = 0;
         while sent < sources {
             let batch = BATCH.min((sources - sent) as usize);
             for (number, frame) in (sent..).zip(&mut frames[..batch]) {
                 syn(frame, own, other, number, to);
             }
-            let taken = socket.send(&frames[..batch])?;
-            sent += u32::try_from(taken)?;
+            match socket.send(&frames[..batch]) {
+                Ok(taken) => {
+                    sent += u32::try_from(taken)?;
+                    moved = Instant::now();
+                }
+                // The receiver's queue is full: what was not taken is sent again.
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) && moved.elapsed() < STUCK => {
+                    std::thread::yield_now();
+                }
+                Err(error) => return Err(error.into()),
+            }
         }
         Ok(Flood { sent, took: start.elapsed() })
     })?
