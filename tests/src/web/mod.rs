@@ -8,7 +8,7 @@ mod client;
 mod load;
 mod server;
 mod socket;
-mod tls;
+pub(crate) mod tls;
 
 pub(crate) use client::fetch;
 pub(crate) use load::start;

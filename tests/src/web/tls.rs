@@ -82,7 +82,7 @@ pub(super) fn alpn(stream: &TlsStream<TcpStream>) -> Option<String> {
 
 /// Takes any certificate whose key signs the handshake.
 #[derive(Debug)]
-struct Any(Arc<CryptoProvider>);
+pub(crate) struct Any(pub(crate) Arc<CryptoProvider>);
 
 impl ServerCertVerifier for Any {
     fn verify_server_cert(
