@@ -7,6 +7,7 @@
 //!                  lb-common: the packet path itself, shared by lb-ebpf and the simulator
 //! ```
 
+mod address;
 mod admin;
 pub mod agent;
 pub mod args;

@@ -232,7 +232,7 @@ impl Metrics {
             self.event_seconds.observe(latency.as_secs_f64());
         }
         for (stage, took) in round.stages.each() {
-            self.stages.get_or_create(&vec![("stage", stage.into())]).inc_by(took.as_secs_f64());
+            self.stage(stage, took);
         }
         self.ops
             .get_or_create(&vec![("result", "done".into())])
@@ -252,6 +252,15 @@ impl Metrics {
             self.service_changes.get_or_create(&labels).inc_by(round.services);
             self.endpoint_changes.get_or_create(&labels).inc_by(round.endpoints);
         }
+    }
+
+    /// Counts a comparison of everything with what the kernel holds.
+    pub fn checked(&self, took: Duration) {
+        self.stage("check", took);
+    }
+
+    fn stage(&self, stage: &str, took: Duration) {
+        self.stages.get_or_create(&vec![("stage", stage.into())]).inc_by(took.as_secs_f64());
     }
 
     pub fn expired(&self, flows: u64) {
@@ -443,6 +452,7 @@ mod tests {
             stages,
             ..Round::default()
         });
+        metrics.checked(Duration::from_millis(500));
         let mut counters = vec![0; Reason::COUNT as usize];
         counters[DropReason::NoEndpoint.slot() as usize] = 7;
         let flows = ServiceCounters { packet_flows: 5, ..ServiceCounters::default() };
@@ -459,6 +469,7 @@ mod tests {
             "lb_reconcile_ops_total{result=\"done\"} 3",
             "lb_reconcile_event_to_maps_seconds_bucket{le=\"0.0005\"} 1",
             "lb_reconcile_stage_seconds_total{stage=\"apply\"} 0.25",
+            "lb_reconcile_stage_seconds_total{stage=\"check\"} 0.5",
             "kubeproxy_sync_proxy_rules_duration_seconds_count{ip_family=\"IPv4\"} 1",
         ] {
             assert!(text.contains(line), "{line}\n{text}");

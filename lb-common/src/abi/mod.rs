@@ -19,7 +19,7 @@ pub use backend::{Backend, BackendFlags, BackendId};
 pub use conntrack::{Flow, FlowFlags, FlowKey, Ticks, timeout};
 pub use counters::{DropReason, PassReason, Reason, ServiceCounters};
 pub use net::{Addr, Be16, Family, Proto};
-pub use node::{Device, DeviceFlags, NodeAddress, NodeConfig, PortRange, Settings, SettingsFlags};
+pub use node::{Device, NodeAddress, NodeConfig, PortRange, Settings, SettingsFlags};
 pub use service::{Frontend, FrontendFlags, FrontendKey, ServiceId, Table};
 pub use socket::{Peer, SocketKey, SocketPeer};
 

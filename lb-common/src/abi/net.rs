@@ -121,6 +121,34 @@ impl Family {
     }
 }
 
+impl From<IpAddr> for Family {
+    fn from(ip: IpAddr) -> Self {
+        Addr::from(ip).family()
+    }
+}
+
+/// As the Kubernetes API spells it (`spec.ipFamilies`).
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::V4 => "IPv4",
+            Self::V6 => "IPv6",
+        })
+    }
+}
+
+impl core::str::FromStr for Family {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        match text {
+            "IPv4" => Ok(Self::V4),
+            "IPv6" => Ok(Self::V6),
+            _ => Err(()),
+        }
+    }
+}
+
 /// A port as it lies on the wire.
 #[repr(transparent)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Default, Pod, Zeroable)]

@@ -103,24 +103,8 @@ pub struct Device {
     /// node's primary one.
     pub v4: Addr,
     pub v6: Addr,
-    pub flags: DeviceFlags,
-}
-
-/// Bits of [`Device::flags`].
-#[repr(transparent)]
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Pod, Zeroable)]
-pub struct DeviceFlags(pub u32);
-
-impl DeviceFlags {
-    /// The host side of a pod's link: clients behind it are inside.
-    pub const POD: Self = Self(1);
-
-    #[inline(always)]
-    pub const fn has(self, other: Self) -> bool {
-        self.0 & other.0 == other.0
-    }
 }
 
 const _: () = assert!(size_of::<Settings>() == 32);
 const _: () = assert!(size_of::<NodeConfig>() == 40);
-const _: () = assert!(size_of::<Device>() == 36);
+const _: () = assert!(size_of::<Device>() == 32);

@@ -10,7 +10,7 @@ use crate::proxy::matcher;
 use crate::reconcile::Reconciler;
 use ipnet::IpNet;
 use lb_common::abi::{
-    Addr, Be16, Family, Flow, FlowFlags, FlowKey, FrontendFlags, FrontendKey, Reason, ServiceCounters,
+    Addr, Be16, Flow, FlowFlags, FlowKey, FrontendFlags, FrontendKey, Reason, ServiceCounters,
 };
 use serde_json::{Value, json};
 use std::net::{IpAddr, SocketAddr};
@@ -71,7 +71,7 @@ fn port(
     json!({
         "name": key.port_name,
         "protocol": key.proto.to_string(),
-        "family": if key.family == Family::V4 { "IPv4" } else { "IPv6" },
+        "family": key.family.to_string(),
         "id": id,
         "affinity_seconds": state.affinity_seconds,
         "frontends": frontends,
@@ -246,7 +246,7 @@ pub(super) fn dump(reconciler: &mut Reconciler) -> Value {
             "address": addr.to_string(), "node_port": node.node_port == 1,
         })).collect::<Vec<_>>(),
         "devices": facts.devices.iter().map(|(index, device)| json!({
-            "ifindex": index, "v4": device.v4.to_string(), "v6": device.v6.to_string(), "flags": device.flags.0,
+            "ifindex": index, "v4": device.v4.to_string(), "v6": device.v6.to_string(),
         })).collect::<Vec<_>>(),
         "pods": reconciler.inputs.pod_ips,
     });

@@ -1,5 +1,6 @@
 //! What the operator decides about Services, whatever the objects say.
 
+use crate::address::special;
 use ipnet::IpNet;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -44,27 +45,5 @@ impl ModelOptions {
         } else {
             Some(reason)
         }
-    }
-}
-
-/// Why an address can be neither frontend nor endpoint: it means something else on each node.
-pub(super) fn special(ip: IpAddr) -> Option<&'static str> {
-    let ip = ip.to_canonical();
-    let link_local = match ip {
-        IpAddr::V4(ip) => ip.is_link_local(),
-        IpAddr::V6(ip) => ip.is_unicast_link_local(),
-    };
-    if ip.is_unspecified() {
-        Some("unspecified")
-    } else if ip.is_loopback() {
-        Some("loopback")
-    } else if link_local {
-        Some("link-local")
-    } else if ip.is_multicast() {
-        Some("multicast")
-    } else if matches!(ip, IpAddr::V4(ip) if ip.is_broadcast()) {
-        Some("broadcast")
-    } else {
-        None
     }
 }

@@ -6,10 +6,10 @@
 use super::claims::{Asked, Claim, Claims};
 use super::endpoints::Offers;
 use super::limits;
-use super::options::special;
 use super::{
     FrontendKind, FrontendState, ModelOptions, NodeView, PortKey, PortState, ServiceState, endpoints, policy,
 };
+use crate::address::special;
 use crate::problem::{Kind, ObjectKey, ObjectRef, Problem, bounded};
 use crate::source::{Objects, Service, ServicePort, ServiceType, TrafficPolicy};
 use ipnet::IpNet;
@@ -393,14 +393,10 @@ fn unusable(port: &ServicePort) -> Option<(&'static str, String)> {
 /// Why an external address cannot be a frontend of the Service.
 fn unfit(ip: IpAddr, families: &BTreeMap<Family, (IpAddr, String)>) -> Option<String> {
     if let Some(reason) = special(ip) {
-        return Some(format!("a {reason} address"));
+        return Some(reason.to_owned());
     }
     let family = Addr::from(ip).family();
-    let name = match family {
-        Family::V4 => "IPv4",
-        Family::V6 => "IPv6",
-    };
-    (!families.contains_key(&family)).then(|| format!("the Service has no {name} ClusterIP"))
+    (!families.contains_key(&family)).then(|| format!("the Service has no {family} ClusterIP"))
 }
 
 /// Families in which the ranges allow less than everybody. One that cannot be read restricts both.
@@ -436,7 +432,7 @@ fn problem(service: &Service, field: impl Into<String>, reason: impl Into<String
 fn spell(addr: Addr, port: u16, proto: Proto) -> String {
     match IpAddr::from(addr) {
         _ if addr.is_unspecified() => {
-            format!("node port {port}/{proto} ({})", if addr.is_v4() { "IPv4" } else { "IPv6" })
+            format!("node port {port}/{proto} ({})", addr.family())
         }
         IpAddr::V4(ip) => format!("{ip}:{port}/{proto}"),
         IpAddr::V6(ip) => format!("[{ip}]:{port}/{proto}"),

@@ -6,7 +6,7 @@ use crate::args::value::{Devices, NodePortAddresses};
 use crate::datapath::NodeFacts;
 use crate::problem::{Kind, ObjectKey, ObjectRef, Problem};
 use ipnet::IpNet;
-use lb_common::abi::{Addr, Device, DeviceFlags, Family, NodeAddress, NodeConfig, PortRange};
+use lb_common::abi::{Addr, Device, Family, NodeAddress, NodeConfig, PortRange};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
@@ -38,21 +38,19 @@ pub fn derive(tables: &Tables, options: &Options, inputs: &Inputs) -> NodeState 
     NodeState { facts, links, problems }
 }
 
-fn family(ip: IpAddr) -> Family {
-    Addr::from(ip).family()
-}
-
 /// The node's address in a family: the first of the Node's that is here, else what the
 /// default route would use, else the first global one.
 fn primary(tables: &Tables, inputs: &Inputs, wanted: Family) -> Option<IpAddr> {
-    let ours = inputs.internal_ips.iter().copied().filter(|ip| family(*ip) == wanted);
+    let ours = inputs.internal_ips.iter().copied().filter(|ip| Family::from(*ip) == wanted);
     if let Some(ip) = ours.clone().find(|ip| tables.local.contains(ip)) {
         return Some(ip);
     }
     let mut defaults: Vec<&Route> = tables
         .routes
         .iter()
-        .filter(|route| route.destination.prefix_len() == 0 && family(route.destination.addr()) == wanted)
+        .filter(|route| {
+            route.destination.prefix_len() == 0 && Family::from(route.destination.addr()) == wanted
+        })
         .collect();
     defaults.sort_by_key(|route| route.metric);
     let by_route =
@@ -70,7 +68,7 @@ fn source(tables: &Tables, ifindex: u32, wanted: Family) -> Option<IpAddr> {
         .addresses
         .iter()
         .filter(|address| {
-            address.ifindex == ifindex && address.global && family(address.prefix.addr()) == wanted
+            address.ifindex == ifindex && address.global && Family::from(address.prefix.addr()) == wanted
         })
         .collect();
     candidates.sort_by_key(|address| address.deprecated);
@@ -99,12 +97,12 @@ fn addresses(
             let of_node = inputs
                 .internal_ips
                 .iter()
-                .any(|own| family(*own) == family(ip) && tables.local.contains(own));
+                .any(|own| Family::from(*own) == Family::from(ip) && tables.local.contains(own));
             if of_node { inputs.internal_ips.contains(&ip) } else { primary.contains(&Some(ip)) }
         }
         NodePortAddresses::Within(prefixes) => {
             prefixes.iter().any(|prefix| prefix.contains(&ip))
-                || !prefixes.iter().any(|prefix| family(prefix.addr()) == family(ip))
+                || !prefixes.iter().any(|prefix| Family::from(prefix.addr()) == Family::from(ip))
         }
     };
     let local =
@@ -121,9 +119,8 @@ fn devices(tables: &Tables, links: &[LinkPlan]) -> BTreeMap<u32, Device> {
         if link.loopback || class.is_none() && v4.is_none() && v6.is_none() {
             continue;
         }
-        let flags = if class == Some(LinkClass::Pod) { DeviceFlags::POD } else { DeviceFlags::default() };
         let (v4, v6) = (v4.map_or(Addr::ANY_V4, Addr::from), v6.map_or(Addr::ANY_V6, Addr::from));
-        devices.insert(*index, Device { v4, v6, flags });
+        devices.insert(*index, Device { v4, v6 });
     }
     devices
 }

@@ -1,6 +1,6 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 use super::*;
-use lb_common::abi::{Addr, DeviceFlags};
+use lb_common::abi::Addr;
 use std::net::IpAddr;
 
 fn ip(text: &str) -> IpAddr {
@@ -80,8 +80,6 @@ fn pods_are_found_by_host_route_and_by_bridge() {
     let state = derive(&tables(), &options(), &inputs(&["10.244.9.9", "10.244.1.7"]));
     use LinkClass::{External, Pod};
     assert_eq!(classes(&state), [("eth0", External), ("lxc1", Pod), ("veth6", Pod), ("wg0", External)]);
-    assert!(state.facts.devices[&4].flags.has(DeviceFlags::POD));
-    assert!(!state.facts.devices[&2].flags.has(DeviceFlags::POD));
     // The bridge carries no program, but flows may leave by it.
     assert_eq!(state.facts.devices[&5].v4, Addr::from(ip("10.244.1.1")));
 }

@@ -226,6 +226,7 @@ impl Reconciler {
         if now >= self.next_check {
             self.next_check = now + CHECK;
             self.check();
+            self.metrics.checked(now.elapsed());
         }
         if self.node_dirty {
             self.update_view();

@@ -5,7 +5,7 @@
 //! What the API server would refuse is refused here too, since manifests never met one.
 
 use super::FieldProblem;
-use lb_common::abi::{Family, Proto};
+use lb_common::abi::Proto;
 use std::collections::HashSet;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -122,21 +122,6 @@ pub fn parse_ip(text: &str) -> Result<IpAddr, String> {
         }
         Ok(ip) => Ok(ip),
         Err(_) => Err(format!("{text:?} is not an IP address")),
-    }
-}
-
-/// The family of an address that passed [`parse_ip`].
-pub fn family(ip: IpAddr) -> Family {
-    match ip {
-        IpAddr::V4(_) => Family::V4,
-        IpAddr::V6(_) => Family::V6,
-    }
-}
-
-fn family_name(family: Family) -> &'static str {
-    match family {
-        Family::V4 => "IPv4",
-        Family::V6 => "IPv6",
     }
 }
 

@@ -101,6 +101,8 @@ pub fn run(options: &Options) -> Result<()> {
     let mut agent = Agent::start(&rig.node, &rig.scratch, &dir)?;
     let warm = come_up(&mut agent, &rig, options)?;
     print_start("killed and started again over the pinned maps", &warm, options);
+    let check = check(&agent, &rig)?;
+    println!("everything compared with what the kernel holds, once a minute: {:.0} ms", check * 1000.0);
 
     let total: u64 = memory.iter().map(|map| map.bytes).sum();
     println!("\nmemory of the maps: {} MiB", total >> 20);
@@ -116,7 +118,7 @@ pub fn run(options: &Options) -> Result<()> {
         &json!({
             "machine": machine(), "load_average": [before, after],
             "services": options.services, "endpoints": options.endpoints, "in_a_file": options.in_a_file,
-            "cold": start_json(&cold), "warm": start_json(&warm),
+            "cold": start_json(&cold), "warm": start_json(&warm), "check_s": check,
             "changes": series.iter().map(|changes| json!({
                 "what": changes.what, "to_map_ms": changes.to_map,
                 "p50_ms": quantile(&changes.to_map, 0.5), "p99_ms": quantile(&changes.to_map, 0.99),
@@ -152,6 +154,16 @@ fn come_up(agent: &mut Agent, rig: &Rig, options: &Options) -> Result<Start> {
         peak_kib: agent.memory_kib("VmHWM")?,
         anonymous_kib: agent.memory_kib("RssAnon")?,
         metrics: agent.metrics(&rig.node)?,
+    })
+}
+
+/// Waits for the agent's comparison of everything with what the kernel holds; how many seconds
+/// one takes.
+fn check(agent: &Agent, rig: &Rig) -> Result<f64> {
+    wait::until("the comparison once a minute", Duration::from_secs(90), || {
+        let metrics = agent.metrics(&rig.node)?;
+        let took = metrics.get("lb_reconcile_stage_seconds_total{stage=\"check\"}");
+        took.copied().context("no comparison yet")
     })
 }
 

@@ -9,7 +9,7 @@
 use super::build::RECEIVER;
 use crate::netns::Netns;
 use anyhow::Result;
-use lb_common::abi::{Addr, Device, DeviceFlags, FlowKey, NodeAddress, NodeConfig, PortRange, Proto};
+use lb_common::abi::{Addr, Device, FlowKey, NodeAddress, NodeConfig, PortRange, Proto};
 use lb_common::path::{Network, NoRoute, Route};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -65,7 +65,7 @@ fn addr(text: &str) -> Addr {
 
 /// What the agent would tell the data path about this node.
 pub fn facts() -> NodeFacts {
-    let device = |v4: &str, v6: &str, flags| Device { v4: addr(v4), v6: addr(v6), flags };
+    let device = |v4: &str, v6: &str| Device { v4: addr(v4), v6: addr(v6) };
     NodeFacts {
         config: NodeConfig {
             v4: addr(NODE4),
@@ -77,9 +77,9 @@ pub fn facts() -> NodeFacts {
             .map(|(text, node_port)| (addr(text), NodeAddress { node_port }))
             .into(),
         devices: BTreeMap::from([
-            (ETH0, device(NODE4, NODE6, DeviceFlags::default())),
-            (ETH1, device("203.0.113.1", "2001:db8:2::1", DeviceFlags::default())),
-            (POD0, device("0.0.0.0", "::", DeviceFlags::POD)),
+            (ETH0, device(NODE4, NODE6)),
+            (ETH1, device("203.0.113.1", "2001:db8:2::1")),
+            (POD0, device("0.0.0.0", "::")),
         ]),
     }
 }

@@ -4,7 +4,7 @@
 //! one request: which endpoint it goes to is the proxy's choice.
 
 use super::{L7Options, Names};
-use crate::model::options::special;
+use crate::address::special;
 use crate::model::routes::{Pool, Protocol};
 use crate::problem::{Kind, ObjectKey, ObjectRef, Problem};
 use crate::source::{BackendPort, Endpoint, EndpointSlice, Objects, Service, ServicePort, ServiceType};

@@ -6,7 +6,7 @@
 
 use super::{FillConfig, ServiceDraft, stable_hash};
 use crate::problem::ObjectKey;
-use crate::source::project::{family, parse_ip};
+use crate::source::project::parse_ip;
 use crate::source::{FieldProblem, Service};
 use lb_common::abi::Family;
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,7 +23,7 @@ pub struct ServiceCidr {
 
 impl ServiceCidr {
     pub fn family(&self) -> Family {
-        family(self.base)
+        Family::from(self.base)
     }
 
     /// How many addresses are used: the API server takes no more than 2^20 of a range either.
@@ -257,7 +257,7 @@ impl Assigner {
                 }),
             }
         }
-        let order = |ip: &IpAddr| wish.families.iter().position(|wanted| *wanted == family(*ip));
+        let order = |ip: &IpAddr| wish.families.iter().position(|wanted| *wanted == Family::from(*ip));
         service.cluster_ips.sort_by_key(order);
     }
 

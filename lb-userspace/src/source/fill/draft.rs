@@ -1,7 +1,7 @@
 //! A Service as its manifest has it, with the defaults that need no other object.
 
 use super::{FillConfig, addressed};
-use crate::source::project::{cluster_ip_texts, family, parse_ip, service};
+use crate::source::project::{cluster_ip_texts, parse_ip, service};
 use crate::source::{FieldProblem, Service, ServiceType};
 use k8s_openapi::api::core::v1 as api;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
@@ -77,9 +77,9 @@ fn fill_families(
     let texts = cluster_ip_texts(spec);
     let named = texts.len();
     let mut families: Vec<Family> =
-        spec.ip_families.iter().flatten().filter_map(|text| parse_family(text)).collect();
+        spec.ip_families.iter().flatten().filter_map(|text| text.parse().ok()).collect();
     if families.is_empty() {
-        families.extend(texts.iter().filter_map(|text| parse_ip(text).ok()).map(family));
+        families.extend(texts.iter().filter_map(|text| parse_ip(text).ok()).map(Family::from));
     }
     if families.is_empty() {
         families.extend(config.service_cidrs.first().map(|cidr| cidr.family()));
@@ -102,32 +102,17 @@ fn fill_families(
         if !kept {
             problems.push(FieldProblem {
                 field: format!("spec.ipFamilies[{i}]"),
-                reason: format!("--service-cidr has no {}; the family is not served", family_text(*family)),
+                reason: format!("--service-cidr has no {}; the family is not served", family),
             });
         }
         i += 1;
         kept
     });
     // Texts that are no family stay, so that projecting tells them; nothing else is lost.
-    if spec.ip_families.iter().flatten().all(|text| parse_family(text).is_some()) {
-        spec.ip_families = Some(families.iter().map(|family| family_text(*family).to_owned()).collect());
+    if spec.ip_families.iter().flatten().all(|text| text.parse::<Family>().is_ok()) {
+        spec.ip_families = Some(families.iter().map(|family| family.to_string()).collect());
     }
     families
-}
-
-fn parse_family(text: &str) -> Option<Family> {
-    match text {
-        "IPv4" => Some(Family::V4),
-        "IPv6" => Some(Family::V6),
-        _ => None,
-    }
-}
-
-fn family_text(family: Family) -> &'static str {
-    match family {
-        Family::V4 => "IPv4",
-        Family::V6 => "IPv6",
-    }
 }
 
 /// The target of each port that projecting kept: by protocol and number, the first that fits.

@@ -5,7 +5,7 @@
 
 use super::{ServiceDraft, Target};
 use crate::problem::ObjectKey;
-use crate::source::project::{Names, family};
+use crate::source::project::Names;
 use crate::source::{Endpoint, EndpointSlice, Pod, SlicePort};
 use lb_common::abi::Family;
 use std::collections::{BTreeMap, BTreeSet};
@@ -153,7 +153,7 @@ fn resolve(draft: &ServiceDraft, pod: &Pod) -> Vec<(usize, u16)> {
 }
 
 fn endpoint(draft: &ServiceDraft, pod: &Pod, wanted: Family, names: &mut Names) -> Option<Endpoint> {
-    let addr = pod.ips.iter().copied().find(|ip| family(*ip) == wanted)?;
+    let addr = pod.ips.iter().copied().find(|ip| Family::from(*ip) == wanted)?;
     Some(Endpoint {
         addr,
         ready: draft.service.publish_not_ready || (pod.ready && !pod.terminating),

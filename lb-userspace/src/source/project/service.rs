@@ -1,6 +1,7 @@
 //! A Service (S1, S2, S9, S12, S14-S16, S31, S51, S52).
 
-use super::{Faults, PROXY_NAME_LABEL, family, family_name};
+use super::{Faults, PROXY_NAME_LABEL};
+use crate::address::special;
 use crate::problem::ObjectKey;
 use crate::source::{Service, ServicePort, ServiceType, TrafficPolicy};
 use k8s_openapi::api::core::v1 as api;
@@ -151,9 +152,9 @@ fn ports(spec: &api::ServiceSpec, kind: ServiceType, faults: &mut Faults) -> Vec
 fn families(spec: &api::ServiceSpec, texts: &[&str], faults: &mut Faults) -> Vec<Family> {
     let mut families = Vec::new();
     for (i, text) in spec.ip_families.iter().flatten().enumerate() {
-        match parse_family(text) {
-            Some(family) => families.push(family),
-            None => {
+        match text.parse() {
+            Ok(family) => families.push(family),
+            Err(()) => {
                 faults.tell(
                     format!("spec.ipFamilies[{i}]"),
                     format!("{text:?} is not IPv4 or IPv6; it is ignored"),
@@ -164,17 +165,9 @@ fn families(spec: &api::ServiceSpec, texts: &[&str], faults: &mut Faults) -> Vec
     if families.is_empty()
         && let Some(Ok(ip)) = texts.first().map(|text| super::parse_ip(text))
     {
-        families.push(family(ip));
+        families.push(Family::from(ip));
     }
     families
-}
-
-fn parse_family(text: &str) -> Option<Family> {
-    match text {
-        "IPv4" => Some(Family::V4),
-        "IPv6" => Some(Family::V6),
-        _ => None,
-    }
 }
 
 /// `clusterIPs[i]` where `ipFamilies[i]` is its family; without `ipFamilies` the first alone.
@@ -192,19 +185,16 @@ fn cluster_ips(spec: &api::ServiceSpec, texts: &[&str], faults: &mut Faults) -> 
             continue;
         }
         let expected = match families {
-            [] if i == 0 => Some(family(ip)),
+            [] if i == 0 => Some(Family::from(ip)),
             [] => None,
-            _ => families.get(i).and_then(|text| parse_family(text)),
+            _ => families.get(i).and_then(|text| text.parse().ok()),
         };
-        if expected == Some(family(ip)) {
+        if expected == Some(Family::from(ip)) {
             ips.push(ip);
         } else {
             faults.tell(
                 field(),
-                format!(
-                    "{text} is {}, which spec.ipFamilies does not say; it is ignored",
-                    family_name(family(ip))
-                ),
+                format!("{text} is {}, which spec.ipFamilies does not say; it is ignored", Family::from(ip)),
             );
         }
     }
@@ -269,37 +259,14 @@ fn frontend_ip(
         faults.tell(field(), format!("{text} is {what}; it is ignored"));
         return None;
     }
-    if !families.contains(&family(ip)) {
+    if !families.contains(&Family::from(ip)) {
         faults.tell(
             field(),
-            format!(
-                "{text} is {}, a family that the Service does not have; it is ignored",
-                family_name(family(ip))
-            ),
+            format!("{text} is {}, a family that the Service does not have; it is ignored", Family::from(ip)),
         );
         return None;
     }
     Some(ip)
-}
-
-/// What an address is that may never be a frontend: it would take over traffic that belongs to
-/// the host or to a link.
-fn special(ip: IpAddr) -> Option<&'static str> {
-    let link_local = match ip {
-        IpAddr::V4(ip) => ip.is_link_local() || ip.is_broadcast(),
-        IpAddr::V6(ip) => ip.is_unicast_link_local(),
-    };
-    if ip.is_unspecified() {
-        Some("the unspecified address")
-    } else if ip.is_loopback() {
-        Some("a loopback address")
-    } else if ip.is_multicast() {
-        Some("a multicast address")
-    } else if link_local {
-        Some("a link-local or broadcast address")
-    } else {
-        None
-    }
 }
 
 fn affinity(spec: &api::ServiceSpec, faults: &mut Faults) -> Option<u32> {

@@ -1,6 +1,6 @@
 //! An EndpointSlice (S1, S3, S5, S6, S25, S26, S59).
 
-use super::{Faults, HEADLESS_LABEL, Names, SERVICE_NAME_LABEL, family};
+use super::{Faults, HEADLESS_LABEL, Names, SERVICE_NAME_LABEL};
 use crate::problem::ObjectKey;
 use crate::source::{Endpoint, EndpointSlice, SlicePort};
 use k8s_openapi::api::discovery::v1 as api;
@@ -21,12 +21,14 @@ pub fn slice(from: &api::EndpointSlice, names: &mut Names) -> Option<EndpointSli
     let service = labels.get(SERVICE_NAME_LABEL).filter(|name| !name.is_empty())?;
     let mut faults = Faults::default();
     let expected = match from.address_type.as_str() {
-        "IPv4" => Some(Family::V4),
-        "IPv6" => Some(Family::V6),
         "FQDN" => return None,
         other => {
-            faults.tell("addressType", format!("{other:?} is not IPv4, IPv6 or FQDN; the slice is ignored"));
-            None
+            let family = other.parse().ok();
+            if family.is_none() {
+                let reason = format!("{other:?} is not IPv4, IPv6 or FQDN; the slice is ignored");
+                faults.tell("addressType", reason);
+            }
+            family
         }
     };
     let mut endpoints = Vec::with_capacity(from.endpoints.as_ref().map_or(0, Vec::len));
@@ -64,7 +66,7 @@ fn endpoint(
     };
     let field = || format!("endpoints[{i}].addresses[0]");
     let addr = faults.ip(field, text)?;
-    if family(addr) != expected {
+    if Family::from(addr) != expected {
         faults.tell(field(), format!("{text} is not of the slice's addressType; the endpoint is ignored"));
         return None;
     }
