@@ -44,7 +44,7 @@ struct Tool {
     package: &'static str,
 }
 
-const TOOLS: [Tool; 13] = [
+const TOOLS: [Tool; 15] = [
     tool(Group::Build, "cc", "gcc"),
     tool(Group::Run, "ip", "iproute2"),
     tool(Group::Run, "nsenter", "util-linux"),
@@ -58,6 +58,8 @@ const TOOLS: [Tool; 13] = [
     tool(Group::Bench, "nft", "nftables"),
     tool(Group::Bench, "bpftool", "bpftool"),
     tool(Group::Bench, "chrt", "util-linux"),
+    tool(Group::Bench, "nginx", "nginx-light"),
+    tool(Group::Bench, "haproxy", "haproxy"),
 ];
 
 const fn tool(group: Group, program: &'static str, package: &'static str) -> Tool {

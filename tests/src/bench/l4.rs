@@ -8,7 +8,7 @@
 
 use super::agent::Agent;
 use super::cluster::{self, ANSWER, ANSWER_NODE_PORT, Cluster, SINK};
-use super::figures::{Spread, print, quantile};
+use super::figures::{Random, Spread, figure, print, quantile};
 use super::load::{Load, Slice};
 use super::rig::{NODE, Rig, servers};
 use super::server::{ANSWER_PORT, SINK_PORT};
@@ -131,7 +131,7 @@ pub fn run(options: &Options) -> Result<()> {
         }
     }
     let seed = SystemTime::now().duration_since(UNIX_EPOCH)?.as_micros() as u64;
-    let mut random = Random(seed);
+    let mut random = Random::new(seed);
     let mut results = Vec::new();
     let chosen = |n: &usize| options.rows.is_empty() || options.rows.contains(&(n + 1));
     for row in (0..ROWS.len()).filter(chosen).filter_map(|n| ROWS.get(n)) {
@@ -300,22 +300,6 @@ fn report(results: &[(&Row, RowSamples)]) {
     print(&times);
 }
 
-/// Three significant digits where there are few, thousands where there are many.
-fn figure(value: f64) -> String {
-    if value < 1000.0 {
-        return format!("{value:.1}");
-    }
-    let digits = format!("{value:.0}");
-    let mut text = String::new();
-    for (n, digit) in digits.chars().enumerate() {
-        if n > 0 && (digits.len() - n).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
-}
-
 /// Times Weir's programs in the rows where it is behind nftables; all rows when asked.
 fn profiles(
     results: &[(&Row, RowSamples)],
@@ -404,26 +388,6 @@ fn document(
     })
 }
 
-/// SplitMix64: the order of a round.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn shuffle(&mut self, items: &mut [usize]) {
-        for n in (1..items.len()).rev() {
-            let other = (self.next() % (n as u64 + 1)) as usize;
-            items.swap(n, other);
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -442,21 +406,5 @@ mod tests {
                 .iter()
                 .all(|(_, spread)| (spread.low - 1.1).abs() < 1e-9 && (spread.high - 1.1).abs() < 1e-9)
         );
-    }
-
-    #[test]
-    fn figures_have_thousands() {
-        assert_eq!(
-            [figure(17.25), figure(999.9), figure(1234.0), figure(1_234_567.8)],
-            ["17.2", "999.9", "1,234", "1,234,568"]
-        );
-    }
-
-    #[test]
-    fn an_order_holds_every_variant_once() {
-        let mut order: Vec<usize> = (0..VARIANTS.len()).collect();
-        Random(1).shuffle(&mut order);
-        order.sort_unstable();
-        assert_eq!(order, [0, 1, 2, 3]);
     }
 }

@@ -3,6 +3,7 @@
 //! ```text
 //!  l4:       rig (client ── node ── server) × variant ── worker (load, answers) ── figures
 //!              ├ nothing, kube_proxy (nftables rules), agent (weir run)
+//!  l7:       load ── nginx, HAProxy, weir run ── origin ── figures
 //!  control:  cluster (10,000 Services as files) ── agent ── when is it in the maps?
 //!  tls:      client ── the proxy's own handshakes, in one thread
 //! ```
@@ -17,6 +18,7 @@ pub mod control;
 mod figures;
 mod kube_proxy;
 pub mod l4;
+pub mod l7;
 mod load;
 mod maps;
 mod profile;
