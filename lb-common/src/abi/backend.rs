@@ -36,17 +36,8 @@ impl BackendFlags {
     pub const LOCAL: Self = Self(1 << 3);
     /// In the set of the ClusterIP frontend, where its policy differs from the external one.
     pub const CLUSTER: Self = Self(1 << 4);
-
-    #[inline(always)]
-    pub const fn has(self, other: Self) -> bool {
-        self.0 & other.0 == other.0
-    }
-
-    #[inline(always)]
-    #[must_use]
-    pub const fn with(self, other: Self) -> Self {
-        Self(self.0 | other.0)
-    }
 }
+
+super::bits!(BackendFlags);
 
 const _: () = assert!(size_of::<Backend>() == 24);

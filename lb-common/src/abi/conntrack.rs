@@ -112,22 +112,13 @@ impl FlowFlags {
     pub const CONFIRMED: Self = Self(1 << 8);
 
     #[inline(always)]
-    pub const fn has(self, other: Self) -> bool {
-        self.0 & other.0 == other.0
-    }
-
-    #[inline(always)]
-    #[must_use]
-    pub const fn with(self, other: Self) -> Self {
-        Self(self.0 | other.0)
-    }
-
-    #[inline(always)]
     #[must_use]
     pub const fn without(self, other: Self) -> Self {
         Self(self.0 & !other.0)
     }
 }
+
+super::bits!(FlowFlags);
 
 /// Coarse monotonic time in units of 2^30 ns (1.07 s): wraps after 146 years.
 #[repr(transparent)]

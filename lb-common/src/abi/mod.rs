@@ -3,7 +3,28 @@
 //! Each type is `repr(C)`, [`bytemuck::Pod`], of asserted size and without implicit
 //! padding: map keys are compared as bytes. Numbers in host order are plain integers;
 //! what lies on the wire is a newtype ([`Addr`], [`Be16`]). A change of a size or a
-//! meaning bumps [`ABI_VERSION`], which is part of the pin path.
+//! meaning bumps [`ABI_VERSION`], which is part of the pin path, once a version has been
+//! released.
+
+/// What every set of bits can do.
+macro_rules! bits {
+    ($flags:ident) => {
+        impl $flags {
+            /// All bits of `other` are set.
+            #[inline(always)]
+            pub const fn has(self, other: Self) -> bool {
+                self.0 & other.0 == other.0
+            }
+
+            #[inline(always)]
+            #[must_use]
+            pub const fn with(self, other: Self) -> Self {
+                Self(self.0 | other.0)
+            }
+        }
+    };
+}
+use bits;
 
 mod affinity;
 mod backend;

@@ -61,18 +61,9 @@ impl SettingsFlags {
     pub const SET_RETVAL: Self = Self(1 << 1);
     /// `bpf_l4_csum_replace` knows `BPF_F_IPV6` (6.16 and stable kernels of that time).
     pub const CSUM_IPV6: Self = Self(1 << 2);
-
-    #[inline(always)]
-    pub const fn has(self, other: Self) -> bool {
-        self.0 & other.0 == other.0
-    }
-
-    #[inline(always)]
-    #[must_use]
-    pub const fn with(self, other: Self) -> Self {
-        Self(self.0 | other.0)
-    }
 }
+
+super::bits!(SettingsFlags);
 
 /// Live facts about the node, written by the agent.
 #[repr(C)]

@@ -71,18 +71,9 @@ impl FrontendFlags {
     pub const INSIDE_DROPS: Self = Self(1 << 4);
     /// An empty `outside` table drops instead of refusing (S37).
     pub const OUTSIDE_DROPS: Self = Self(1 << 5);
-
-    #[inline(always)]
-    pub const fn has(self, other: Self) -> bool {
-        self.0 & other.0 == other.0
-    }
-
-    #[inline(always)]
-    #[must_use]
-    pub const fn with(self, other: Self) -> Self {
-        Self(self.0 | other.0)
-    }
 }
+
+super::bits!(FrontendFlags);
 
 const _: () = assert!(size_of::<FrontendKey>() == 20);
 const _: () = assert!(size_of::<Frontend>() == 48);
