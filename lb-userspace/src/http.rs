@@ -107,16 +107,21 @@ async fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
     }
 }
 
-/// Serves a unix socket that only root may open, taking the place of a stale one.
-///
-/// # Errors
-/// When the socket cannot be made.
-pub(crate) async fn serve_unix<H, F>(path: &Path, handler: H) -> anyhow::Result<()>
+/// Serves a unix socket that only root may open, for ever, taking the place of a stale one. One
+/// that cannot be made is tried again: nobody can ask then, and the rest goes on (H60).
+pub(crate) async fn serve_unix<H, F>(name: &'static str, path: &Path, board: Arc<Board>, handler: H)
 where
     H: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Answer> + Send + 'static,
 {
-    let listener = bind_unix(path)?;
+    let listener = loop {
+        match bind_unix(path) {
+            Ok(listener) => break listener,
+            Err(error) => board.set_part(name, Some(format!("{error:#}; tried again"))),
+        }
+        tokio::time::sleep(RETRY).await;
+    };
+    board.set_part(name, None);
     loop {
         match listener.accept().await {
             Ok((stream, _)) => drop(spawn(stream, handler.clone())),

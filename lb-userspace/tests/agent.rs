@@ -265,3 +265,28 @@ async fn a_second_agent_stands_by_and_a_taken_port_is_only_a_problem() {
     assert_eq!(http(health[1], "/readyz").await.0, 200);
     second.stop().await;
 }
+
+/// H60: nobody can ask then, and the rest goes on.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_admin_socket_that_cannot_be_made_is_only_a_problem() {
+    let folder = Folder::new("no-admin");
+    folder.write("services.yaml", SERVICES);
+    let in_the_way = folder.0.join("admin");
+    std::fs::write(&in_the_way, "a file").unwrap();
+    let (health, socket) = (free_port(), in_the_way.join("admin.sock"));
+    let mut config = config(&folder, health, free_port());
+    config.http.admin_socket = socket.clone();
+    let agent = Agent::start(config);
+    let ready = async {
+        while tokio::net::TcpStream::connect((Ipv4Addr::LOCALHOST, health)).await.is_err()
+            || http(health, "/readyz").await.0 != 200
+        {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(5), ready).await.unwrap();
+    assert!(!socket.exists());
+    std::fs::remove_file(&in_the_way).unwrap();
+    until(&socket, "/v1/problems", &[], |value| value["problems"].as_array().unwrap().is_empty()).await;
+    agent.stop().await;
+}

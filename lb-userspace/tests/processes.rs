@@ -532,6 +532,11 @@ fn the_proxy_has_no_privilege_no_secret_and_nothing_of_bpf() {
     let place = Place::new();
     let weir = Weir::serving(&place, "weir");
     let proxy = weir.one("proxy", None);
+    // The agent knows every private key: no core of it either.
+    let agent = weir.one("agent", None);
+    let limits = fs::read_to_string(format!("/proc/{agent}/limits")).unwrap();
+    let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
+    assert_eq!(core.split_whitespace().filter(|word| *word == "0").count(), 2, "{core}");
     let root = rustix::process::getuid().is_root();
     let threads: Vec<PathBuf> =
         fs::read_dir(format!("/proc/{proxy}/task")).unwrap().map(|entry| entry.unwrap().path()).collect();

@@ -15,6 +15,7 @@ use crate::datapath::Datapath;
 use crate::http::{self, Answer};
 use crate::link::Link;
 use crate::metrics::Metrics;
+use crate::proxy::privileges;
 use crate::reconcile::{Handle, Intake, Parts, Reconciler, spawn};
 use crate::source::Syncs;
 use crate::{health, lock, logs, node, status};
@@ -42,6 +43,7 @@ const LAST_WORD: Duration = Duration::from_secs(8);
 /// When a part cannot be built; what was in the kernel before is untouched then.
 pub fn run(config: Config) -> anyhow::Result<()> {
     logs::init(&config.log);
+    privileges::leave_no_core()?;
     let supervisor = match config.role {
         Some(_) => Some(supervised::inherit()?),
         None => None,
@@ -165,13 +167,10 @@ async fn serve_with(
         service_cidrs: parts::service_cidrs(&config),
     });
     let socket = config.http.admin_socket.clone();
-    let (admin_failed, mut admin_failure) = oneshot::channel();
+    let told = Arc::clone(&board);
     tasks.spawn(async move {
         let answer = move |request| Arc::clone(&admin).answer(request);
-        if let Err(error) = http::serve_unix(&socket, answer).await {
-            // Nobody waits for it when the agent is stopping.
-            let _stopping = admin_failed.send(error);
-        }
+        http::serve_unix("--admin-socket", &socket, told, answer).await;
     });
 
     up.notify_one();
@@ -179,7 +178,6 @@ async fn serve_with(
     tokio::select! {
         () = &mut stop => {}
         _ = &mut ended => anyhow::bail!("the reconciler ended; see the log"),
-        Ok(error) = &mut admin_failure => return Err(error),
     }
     tracing::info!("weir stops; the data path stays in place");
     drop(stop_reconciler);

@@ -164,6 +164,10 @@ impl Config {
             .protected_ports
             .map_or_else(|| PROTECTED_PORTS.into(), |ports| ports.0.into_iter().collect());
         protected_ports.extend([args.healthz_listen.port(), args.metrics_listen.port()]);
+        if args.l7 {
+            let listeners = args.http_listen.iter().chain(&args.https_listen);
+            protected_ports.extend(listeners.map(SocketAddr::port));
+        }
         let kind = if args.manifests.is_empty() {
             SourceKind::Api(ApiConfig { kubeconfig: args.kubeconfig, server: args.apiserver })
         } else {

@@ -56,6 +56,21 @@ fn defaults_are_those_of_the_contract() {
     assert!(matches!(config.source.kind, SourceKind::Api(_)));
 }
 
+/// H36: what the proxy, health and metrics listen on, whatever else the list names.
+#[test]
+fn own_ports_are_always_protected() {
+    for (args, protected, free) in [
+        (&[][..], &[22, 6443, 10249, 10250, 10256, 80, 443][..], &[8080][..]),
+        (&["--protected-ports", "2222"], &[2222, 80, 443, 10256], &[22]),
+        (&["--http-listen", "[::]:8080", "--healthz-listen", "[::]:9000"], &[8080, 443, 9000], &[80]),
+        (&["--l7", "off"], &[22], &[80, 443]),
+    ] {
+        let ports = config(args).unwrap().model.protected_ports;
+        assert!(protected.iter().all(|port| ports.contains(port)), "{args:?}: {ports:?}");
+        assert!(!free.iter().any(|port| ports.contains(port)), "{args:?}: {ports:?}");
+    }
+}
+
 #[test]
 fn flags_of_ingress_are_heard() {
     let config = config(&[

@@ -20,6 +20,8 @@ use tokio::sync::mpsc;
 
 /// How long a connection may say nothing before it asks.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// Longest wait for a word of whoever holds the listeners; some silent ones may be before us.
+const ANSWER: Duration = Duration::from_secs(10);
 /// Pause after a failure that could come again at once.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -154,7 +156,8 @@ pub async fn ask(path: &Path) -> io::Result<Option<(Control, Vec<Offer>)>> {
     holder.send(&Succession::Ask { version: env!("CARGO_PKG_VERSION").into() }, None).await?;
     let mut offers = Vec::new();
     loop {
-        match holder.recv::<Succession>().await? {
+        let said = tokio::time::timeout(ANSWER, holder.recv::<Succession>()).await;
+        match said.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?? {
             Some((Succession::Listener(name), Some(socket))) => {
                 offers.push((name, TcpListener::from(socket)))
             }
@@ -210,6 +213,14 @@ mod tests {
         assert_eq!(heard.recv().await, None);
         assert!(ask(&path).await.unwrap().is_none(), "a stale file is nobody");
         let _takes_its_place = take(&path).unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_holds_them_and_hangs_is_not_waited_for_without_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = path(dir.path());
+        let _hangs = take(&path).unwrap();
+        assert_eq!(ask(&path).await.unwrap_err().kind(), io::ErrorKind::TimedOut);
     }
 
     #[tokio::test]

@@ -24,7 +24,7 @@ mod listener;
 pub mod matcher;
 pub mod metrics;
 mod pool;
-mod privileges;
+pub(crate) mod privileges;
 pub mod process;
 pub mod record;
 mod serve;

@@ -75,10 +75,14 @@ pub(super) fn drop_all(id: u32) -> anyhow::Result<()> {
     let nothing = CapabilitySets { effective: none, permitted: none, inheritable: none };
     set_capabilities(None, nothing).context("capabilities")?;
     set_no_new_privs(true).context("no_new_privs")?;
-    set_dumpable_behavior(DumpableBehavior::NotDumpable).context("PR_SET_DUMPABLE")?;
-    let zero = Rlimit { current: Some(0), maximum: Some(0) };
-    setrlimit(Resource::Core, zero).context("RLIMIT_CORE")?;
+    leave_no_core()?;
     verify(root, id)?;
+    if !root {
+        tracing::warn!(
+            user = rustix::process::getuid().as_raw(),
+            "the proxy is the agent's user, and could open what that user can: start weir as root"
+        );
+    }
     let user = rustix::process::getuid().as_raw();
     tracing::info!(
         user,
@@ -86,6 +90,17 @@ pub(super) fn drop_all(id: u32) -> anyhow::Result<()> {
         "the proxy has no privileges"
     );
     Ok(())
+}
+
+/// Keeps what this process knows, private keys among it, out of cores and from other processes
+/// of its user.
+///
+/// # Errors
+/// When the kernel refuses.
+pub(crate) fn leave_no_core() -> anyhow::Result<()> {
+    set_dumpable_behavior(DumpableBehavior::NotDumpable).context("PR_SET_DUMPABLE")?;
+    let zero = Rlimit { current: Some(0), maximum: Some(0) };
+    setrlimit(Resource::Core, zero).context("RLIMIT_CORE")
 }
 
 fn remove_bounding_set() -> bool {

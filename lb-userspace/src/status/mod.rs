@@ -18,6 +18,7 @@ use tokio::sync::Notify;
 
 mod follow;
 mod lease;
+mod pace;
 mod writer;
 
 pub use writer::{Options, run};

@@ -2,6 +2,7 @@
 
 use super::follow::follow;
 use super::lease::{self, Candidate, RENEW_EVERY, Step};
+use super::pace::Pace;
 use super::{Edit, Publish, Report, Reports, Seen, addresses, edit};
 use crate::board::Board;
 use crate::events::Teller;
@@ -39,6 +40,8 @@ const HOLD_BACK: Duration = Duration::from_millis(300);
 const SUCCESSION: Duration = Duration::from_secs(5);
 /// A connection that lasted so long was a good one: the next attempt is not put off.
 const LASTING: Duration = Duration::from_secs(60);
+/// Statuses that are taken away at the same time, at the end.
+const AT_ONCE: usize = 16;
 /// The part's name in problems.
 const PART: &str = "status";
 
@@ -180,6 +183,7 @@ impl Writer<'_> {
     /// Writes what differs, whenever something does.
     async fn work(&self, mut seen: watch::Receiver<Seen>) {
         let mut teller = Teller::new(Instant::now());
+        let mut pace = Pace::default();
         let mut check_at = Instant::now();
         let mut failures = Backoff::default();
         // One that failed keeps its place until the next look at everything, which comes soon.
@@ -191,7 +195,9 @@ impl Writer<'_> {
             let reports = if now >= check_at {
                 check_at = now + jittered(CHECK_EVERY);
                 let all = self.reports.take_all();
-                teller.keep(&all.iter().map(|report| &report.ingress.key).collect());
+                let keys = all.iter().map(|report| &report.ingress.key).collect();
+                teller.keep(&keys);
+                pace.keep(&keys);
                 all
             } else {
                 self.reports.take()
@@ -200,7 +206,9 @@ impl Writer<'_> {
                 let known_to_us = report.ingress.status_manager.as_deref() == Some(&*self.options.manager);
                 teller.take(report, known_to_us, now);
             }
-            match self.write_statuses(&reports, known.as_deref()).await {
+            let resting = reports.iter().filter_map(|report| pace.rests_until(&report.ingress.key, now));
+            check_at = resting.fold(check_at, Instant::min);
+            match self.write_statuses(&reports, known.as_deref(), &mut pace).await {
                 Ok(true) => {
                     failures.reset();
                     self.board.set_part(PART, None);
@@ -235,6 +243,7 @@ impl Writer<'_> {
         &self,
         reports: &[Report],
         addresses: Option<&[StatusAddress]>,
+        pace: &mut Pace,
     ) -> Result<bool, Error> {
         if self.options.publish.is_none() {
             return Ok(false);
@@ -247,8 +256,15 @@ impl Writer<'_> {
                 Edit::Write(addresses) => status(addresses),
                 Edit::Clear => json!({}),
             };
+            // The caller looks at it again then.
+            if pace.rests_until(&ingress.key, Instant::now()).is_some() {
+                continue;
+            }
             match self.apply(&ingress.key, &ingress.uid, status).await {
-                Ok(()) => any = true,
+                Ok(()) => {
+                    pace.wrote(&ingress.key, Instant::now());
+                    any = true;
+                }
                 // One that some webhook refuses holds up no other.
                 Err(error) => errors.push(error),
             }
@@ -317,13 +333,19 @@ impl Writer<'_> {
             return;
         }
         tracing::info!("no other agent is there: statuses are taken away");
-        for report in self.reports.take_all() {
-            if report.ingress.status_manager.as_deref() == Some(&*self.options.manager)
-                && let Err(error) = self.apply(&report.ingress.key, &report.ingress.uid, json!({})).await
-            {
-                tracing::warn!(ingress = %report.ingress.key, %error, "its status stays");
+        let mut ours = Vec::new();
+        for Report { ingress, .. } in self.reports.take_all() {
+            if ingress.status_manager.as_deref() == Some(&*self.options.manager) {
+                ours.push(ingress);
             }
         }
+        // Not one after the other: whoever stops us does not wait long.
+        let clear = |ingress: Arc<crate::source::Ingress>| async move {
+            if let Err(error) = self.apply(&ingress.key, &ingress.uid, json!({})).await {
+                tracing::warn!(ingress = %ingress.key, %error, "its status stays");
+            }
+        };
+        futures_util::stream::iter(ours).for_each_concurrent(AT_ONCE, clear).await;
     }
 
     fn tell(&self, what: &str, error: &dyn std::fmt::Display) {

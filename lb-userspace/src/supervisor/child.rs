@@ -5,9 +5,12 @@
 
 use super::state::{Program, Who};
 use crate::proxy::control::{self, Control, Order, Report};
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::ffi::{OsStr, OsString};
+use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -32,6 +35,8 @@ pub(super) enum Heard {
 pub(super) struct Launcher {
     /// Where our program was when we were started.
     program: PathBuf,
+    /// What was there when an upgrade began, by its number.
+    upgrades: BTreeMap<u64, File>,
     args: Vec<OsString>,
 }
 
@@ -48,7 +53,28 @@ impl Launcher {
     /// # Errors
     /// When the program's path cannot be found out.
     pub(super) fn new() -> io::Result<Self> {
-        Ok(Self { program: std::env::current_exe()?, args: std::env::args_os().collect() })
+        let program = std::env::current_exe()?;
+        Ok(Self { program, upgrades: BTreeMap::new(), args: std::env::args_os().collect() })
+    }
+
+    /// Forgets the programs of those upgrades that nothing is started from any more.
+    pub(super) fn keep(&mut self, needed: impl Fn(u64) -> bool) {
+        self.upgrades.retain(|upgrade, _| needed(*upgrade));
+    }
+
+    /// The path to start a program by.
+    fn program(&mut self, program: Program) -> io::Result<PathBuf> {
+        Ok(match program {
+            // The running file itself: it may have been replaced at its path.
+            Program::Own => "/proc/self/exe".into(),
+            Program::Upgraded(upgrade) => {
+                let file = match self.upgrades.entry(upgrade) {
+                    Entry::Occupied(held) => held.into_mut(),
+                    Entry::Vacant(place) => place.insert(File::open(&self.program)?),
+                };
+                format!("/proc/self/fd/{}", file.as_raw_fd()).into()
+            }
+        })
     }
 
     /// Starts a process; what it says goes to `heard`.
@@ -56,7 +82,7 @@ impl Launcher {
     /// # Errors
     /// When it cannot be started.
     pub(super) fn start(
-        &self,
+        &mut self,
         who: Who,
         program: Program,
         heard: mpsc::Sender<(Who, Heard)>,
@@ -65,11 +91,7 @@ impl Launcher {
             Who::Agent => "agent",
             Who::Proxy(_) => "proxy",
         };
-        let mut command = match program {
-            // The running file itself: it may have been replaced at its path.
-            Program::Own => Command::new("/proc/self/exe"),
-            Program::OnDisk => Command::new(&self.program),
-        };
+        let mut command = Command::new(self.program(program)?);
         if let Some(name) = self.args.first() {
             command.arg0(name);
         }
@@ -146,12 +168,34 @@ async fn attend(
 
 #[cfg(test)]
 mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
     use super::*;
 
     #[test]
     fn the_role_stands_behind_the_verb() {
         let args = ["weir", "run", "--l4", "off", "--"].map(OsString::from);
         assert_eq!(with_role(&args, "proxy"), ["run", "--role=proxy", "--l4", "off", "--"]);
+    }
+
+    /// H57: a file that comes later is nobody's upgrade until somebody asks for one.
+    #[test]
+    fn an_upgrade_is_the_file_that_was_there_when_it_began() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("weir");
+        let install = |text: &str| {
+            let next = dir.path().join("next");
+            std::fs::write(&next, text).unwrap();
+            std::fs::rename(&next, &path).unwrap();
+        };
+        let mut launcher = Launcher { program: path.clone(), upgrades: BTreeMap::new(), args: Vec::new() };
+        let mut read =
+            |upgrade| std::fs::read_to_string(launcher.program(Program::Upgraded(upgrade)).unwrap()).unwrap();
+        install("first");
+        assert_eq!(read(1), "first");
+        install("second");
+        assert_eq!((read(1), read(2)), ("first".into(), "second".into()));
+        launcher.keep(|upgrade| upgrade == 2);
+        assert_eq!(launcher.upgrades.len(), 1);
     }
 
     #[test]

@@ -120,6 +120,7 @@ impl Supervisor {
                 let actions = self.machine.step(Instant::now(), event);
                 self.carry_out(actions);
             }
+            self.launcher.keep(|upgrade| self.machine.needs(upgrade));
             self.bind();
             self.tell();
             if let Some(clean) = self.exit {

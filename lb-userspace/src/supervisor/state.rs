@@ -11,8 +11,12 @@ use std::time::{Duration, Instant};
 
 /// Longest wait for a new proxy of an upgrade to serve.
 const UPGRADE: Duration = Duration::from_secs(60);
-/// What a proxy may take beyond its drain time, and an agent to stop.
+/// What a proxy may take beyond its drain time.
 const MARGIN: Duration = Duration::from_secs(10);
+/// What an agent may take to stop: a last round, and statuses that are taken away.
+const AGENT: Duration = Duration::from_secs(15);
+/// Shortest time between two links of one proxy: each costs the agent its whole table.
+const RELINK: Duration = Duration::from_secs(1);
 
 /// A process.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -27,8 +31,9 @@ pub(crate) enum Who {
 pub(crate) enum Program {
     /// The supervisor's own, even if the file has been replaced since.
     Own,
-    /// What is at its path now.
-    OnDisk,
+    /// What was at its path when the so-manyth upgrade began. It may have been replaced since
+    /// by one that speaks another protocol and that nobody has asked for.
+    Upgraded(u64),
 }
 
 /// Something that happened.
@@ -114,6 +119,16 @@ struct Proxy {
     stage: Stage,
     protocol: Option<u64>,
     linked: bool,
+    /// Not linked again before that.
+    relink: Option<Instant>,
+}
+
+impl Proxy {
+    /// Could be linked to an agent that speaks this, were it time.
+    fn wants(&self, spoken: u64) -> bool {
+        let open = !matches!(self.stage, Stage::Draining(_));
+        open && !self.linked && self.protocol == Some(spoken)
+    }
 }
 
 /// Times of the end.
@@ -146,6 +161,8 @@ pub(crate) struct Machine {
     proxy_restarts: Restarts,
     /// What proxies are started from.
     program: Program,
+    /// How many upgrades were asked for: the last one's program.
+    upgrades: u64,
     last_number: u64,
     /// Somebody is about to take over.
     successor: bool,
@@ -168,6 +185,7 @@ impl Machine {
             proxy_due: None,
             proxy_restarts: Restarts::default(),
             program: Program::Own,
+            upgrades: 0,
             last_number: 0,
             successor: false,
         };
@@ -183,17 +201,14 @@ impl Machine {
         match event {
             Event::Exited { who: Who::Agent, failed } => self.agent_exited(now, failed, &mut todo),
             Event::Exited { who: Who::Proxy(number), .. } => self.proxy_exited(now, number, &mut todo),
-            Event::Hello { who, protocol } => {
-                match who {
-                    Who::Agent => self.agent_protocol = Some(protocol),
-                    Who::Proxy(number) => {
-                        if let Some(proxy) = self.proxies.get_mut(&number) {
-                            proxy.protocol = Some(protocol);
-                        }
+            Event::Hello { who, protocol } => match who {
+                Who::Agent => self.agent_protocol = Some(protocol),
+                Who::Proxy(number) => {
+                    if let Some(proxy) = self.proxies.get_mut(&number) {
+                        proxy.protocol = Some(protocol);
                     }
                 }
-                self.link(now, &mut todo);
-            }
+            },
             Event::Up => {
                 self.ever_up = true;
                 if self.phase == Phase::Retired {
@@ -208,14 +223,14 @@ impl Machine {
                 if let Some(proxy) = self.proxies.get_mut(&number) {
                     proxy.linked = false;
                 }
-                self.link(now, &mut todo);
             }
             Event::Stop => self.stop(now, &mut todo),
             Event::Upgrade => {
                 if self.phase == Phase::Running && self.candidate.is_none() {
                     let number = self.add_proxy();
                     self.candidate = Some((number, now + UPGRADE));
-                    todo.push(Action::Start(Who::Proxy(number), Program::OnDisk));
+                    self.upgrades += 1;
+                    todo.push(Action::Start(Who::Proxy(number), Program::Upgraded(self.upgrades)));
                 }
             }
             Event::Asked => self.successor = true,
@@ -239,6 +254,13 @@ impl Machine {
         todo
     }
 
+    /// Whether something may still be started from what the so-manyth upgrade found.
+    pub(crate) fn needs(&self, upgrade: u64) -> bool {
+        let program = Program::Upgraded(upgrade);
+        [self.program, self.agent_program].contains(&program)
+            || self.candidate.is_some() && upgrade == self.upgrades
+    }
+
     /// When time alone asks for a step.
     pub(crate) fn next_wake(&self) -> Option<Instant> {
         let agent = match self.agent {
@@ -250,11 +272,14 @@ impl Machine {
             Stage::Starting | Stage::Serving => None,
         });
         let candidate = self.candidate.map(|(_, until)| until);
+        let spoken = self.agent_protocol;
+        let relinks = self.proxies.values().filter(|proxy| spoken.is_some_and(|spoken| proxy.wants(spoken)));
         let sound = [&self.agent_restarts, &self.proxy_restarts].into_iter().filter_map(Restarts::sound_at);
         draining
             .chain(sound)
             .chain(agent)
             .chain(candidate)
+            .chain(relinks.filter_map(|proxy| proxy.relink))
             .chain(self.proxy_due)
             .chain(self.release_at())
             .min()
@@ -281,7 +306,7 @@ impl Machine {
 
     fn add_proxy(&mut self) -> u64 {
         self.last_number += 1;
-        let proxy = Proxy { stage: Stage::Starting, protocol: None, linked: false };
+        let proxy = Proxy { stage: Stage::Starting, protocol: None, linked: false, relink: None };
         self.proxies.insert(self.last_number, proxy);
         self.last_number
     }
@@ -296,7 +321,9 @@ impl Machine {
 
     fn agent_exited(&mut self, now: Instant, failed: bool, todo: &mut Vec<Action>) {
         self.agent_protocol = None;
-        self.proxies.values_mut().for_each(|proxy| proxy.linked = false);
+        for proxy in self.proxies.values_mut() {
+            (proxy.linked, proxy.relink) = (false, None);
+        }
         if matches!(self.phase, Phase::Stopping { .. }) {
             self.agent = AgentState::Gone;
         } else if failed && !self.ever_up {
@@ -328,16 +355,19 @@ impl Machine {
 
     fn give_up_upgrade(&mut self, now: Instant, todo: &mut Vec<Action>) {
         self.candidate = None;
-        self.set_agent_program(now, self.program, todo);
+        if self.agent_program == Program::Upgraded(self.upgrades) {
+            self.set_agent_program(now, self.program, todo);
+        }
     }
 
-    /// Has the agent run from that program.
+    /// Has the agent run from that program. The old one is ended as if by a crash: told to stop
+    /// it would take away the statuses, since it may be the last one (I69).
     fn set_agent_program(&mut self, now: Instant, program: Program, todo: &mut Vec<Action>) {
         if self.agent_program != program {
             self.agent_program = program;
             if self.agent == AgentState::Alive {
-                self.agent = AgentState::Stopping(now + MARGIN);
-                todo.push(Action::StopAgent);
+                self.agent = AgentState::Stopping(now + AGENT);
+                todo.push(Action::End(Who::Agent));
             }
         }
     }
@@ -346,16 +376,15 @@ impl Machine {
     fn link(&mut self, now: Instant, todo: &mut Vec<Action>) {
         let Some(spoken) = self.agent_protocol else { return };
         for (number, proxy) in &mut self.proxies {
-            let open = !matches!(proxy.stage, Stage::Draining(_));
-            if open && !proxy.linked && proxy.protocol == Some(spoken) {
-                proxy.linked = true;
+            if proxy.wants(spoken) && proxy.relink.is_none_or(|at| at <= now) {
+                (proxy.linked, proxy.relink) = (true, Some(now + RELINK));
                 todo.push(Action::Link(*number));
             }
         }
         // The new proxy speaks another protocol: the agent is upgraded with it.
         let candidate = self.candidate.and_then(|(number, _)| self.proxies.get(&number)?.protocol);
         if candidate.is_some_and(|protocol| protocol != spoken) {
-            self.set_agent_program(now, Program::OnDisk, todo);
+            self.set_agent_program(now, Program::Upgraded(self.upgrades), todo);
         }
     }
 
@@ -366,7 +395,7 @@ impl Machine {
         proxy.stage = Stage::Serving;
         if self.candidate.is_some_and(|(candidate, _)| candidate == number) {
             self.candidate = None;
-            self.program = Program::OnDisk;
+            self.program = Program::Upgraded(self.upgrades);
             self.proxy_due = None;
             if let Some(old) = self.current.replace(number) {
                 self.drain(now, old, todo);
@@ -421,7 +450,7 @@ impl Machine {
         self.proxy_due = None;
         match self.agent {
             AgentState::Alive => {
-                self.agent = AgentState::Stopping(now + MARGIN);
+                self.agent = AgentState::Stopping(now + AGENT);
                 todo.push(Action::StopAgent);
             }
             AgentState::Waiting(_) => self.agent = AgentState::Gone,
@@ -451,7 +480,7 @@ impl Machine {
                 todo.push(Action::Start(Who::Agent, self.agent_program));
             }
             AgentState::Stopping(until) if until <= now => {
-                self.agent = AgentState::Stopping(now + MARGIN);
+                self.agent = AgentState::Stopping(now + AGENT);
                 todo.push(Action::End(Who::Agent));
             }
             AgentState::Waiting(_) | AgentState::Stopping(_) | AgentState::Alive | AgentState::Gone => {}
@@ -459,6 +488,7 @@ impl Machine {
         if self.proxy_due.is_some_and(|at| at <= now) {
             self.start_current(now, todo);
         }
+        self.link(now, todo);
         if let Some((number, until)) = self.candidate
             && until <= now
         {

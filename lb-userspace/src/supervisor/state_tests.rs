@@ -2,7 +2,7 @@
 use super::*;
 use Action::{Adopt, Drain, End, Exit, Link, Release, Relieve, Start, StopAgent};
 use Event::{Asked, Done, Gone, Ready, Stop, Tick, Unlinked, Up, Upgrade};
-use Program::{OnDisk, Own};
+use Program::{Own, Upgraded};
 use Who::{Agent, Proxy as P};
 
 const TIMES: Times = Times { delay: Duration::from_secs(3), drain: Duration::from_secs(240) };
@@ -87,6 +87,12 @@ fn a_link_that_fails_is_made_anew_while_both_ends_live() {
     run.does(&[
         (Unlinked(1), &[Link(1)]),
         (Unlinked(9), &[]),
+        // One that asks over and over costs the agent no more than a table a second.
+        (Unlinked(1), &[]),
+        (Unlinked(1), &[]),
+    ]);
+    run.after(3, &[Link(1)]);
+    run.does(&[
         (died(Agent), &[Start(Agent, Own)]),
         (Unlinked(1), &[]),
         (hello(Agent, 7), &[Link(1)]),
@@ -123,22 +129,29 @@ fn an_agent_that_never_worked_is_a_failure_and_one_that_did_is_not() {
 fn an_upgrade_drains_the_old_proxy_when_the_new_one_serves() {
     let mut run = Run::serving();
     run.does(&[
-        (Upgrade, &[Start(P(2), OnDisk)]),
+        (Upgrade, &[Start(P(2), Upgraded(1))]),
         (Upgrade, &[]),
         (hello(P(2), 7), &[Link(2)]),
         (Ready(2), &[Drain(1), Relieve]),
         (Event::Exited { who: P(1), failed: false }, &[]),
-        // From now on the new program is the one.
-        (died(P(2)), &[Start(P(3), OnDisk)]),
+        // From now on the new program is the one, whatever comes to its path later.
+        (died(P(2)), &[Start(P(3), Upgraded(1))]),
+        (hello(P(3), 7), &[Link(3)]),
+        (Ready(3), &[Relieve]),
+        // The agent speaks the same and stays what it is, also when the next one fails.
+        (Upgrade, &[Start(P(4), Upgraded(2))]),
+        (died(P(4)), &[]),
+        (died(Agent), &[Start(Agent, Own)]),
     ]);
-    assert_eq!(run.machine.restarts(), (0, 1));
+    assert_eq!(run.machine.restarts(), (1, 1));
+    assert!(run.machine.needs(1) && !run.machine.needs(2));
 }
 
 #[test]
 fn an_upgrade_that_fails_leaves_the_old_proxy_alone() {
     let mut run = Run::serving();
-    run.does(&[(Upgrade, &[Start(P(2), OnDisk)]), (died(P(2)), &[])]);
-    run.does(&[(Upgrade, &[Start(P(3), OnDisk)]), (hello(P(3), 7), &[Link(3)])]);
+    run.does(&[(Upgrade, &[Start(P(2), Upgraded(1))]), (died(P(2)), &[])]);
+    run.does(&[(Upgrade, &[Start(P(3), Upgraded(2))]), (hello(P(3), 7), &[Link(3)])]);
     run.after(59, &[]);
     run.after(2, &[End(P(3))]);
     run.does(&[(died(P(3)), &[]), (Ready(3), &[]), (died(P(1)), &[Start(P(4), Own)])]);
@@ -148,20 +161,20 @@ fn an_upgrade_that_fails_leaves_the_old_proxy_alone() {
 fn an_upgrade_to_another_protocol_takes_the_agent_along_and_back() {
     let mut run = Run::serving();
     run.does(&[
-        (Upgrade, &[Start(P(2), OnDisk)]),
-        (hello(P(2), 8), &[StopAgent]),
-        (Event::Exited { who: Agent, failed: false }, &[Start(Agent, OnDisk)]),
+        (Upgrade, &[Start(P(2), Upgraded(1))]),
+        (hello(P(2), 8), &[End(Agent)]),
+        (Event::Exited { who: Agent, failed: false }, &[Start(Agent, Upgraded(1))]),
         // The old proxy keeps the table that it has.
         (hello(Agent, 8), &[Link(2)]),
-        (died(P(2)), &[StopAgent]),
+        (died(P(2)), &[End(Agent)]),
         (Event::Exited { who: Agent, failed: false }, &[Start(Agent, Own)]),
         (hello(Agent, 7), &[Link(1)]),
-        (Upgrade, &[Start(P(3), OnDisk)]),
-        (hello(P(3), 8), &[StopAgent]),
-        (Event::Exited { who: Agent, failed: false }, &[Start(Agent, OnDisk)]),
+        (Upgrade, &[Start(P(3), Upgraded(2))]),
+        (hello(P(3), 8), &[End(Agent)]),
+        (Event::Exited { who: Agent, failed: false }, &[Start(Agent, Upgraded(2))]),
         (hello(Agent, 8), &[Link(3)]),
         (Ready(3), &[Drain(1), Relieve]),
-        (died(Agent), &[Start(Agent, OnDisk)]),
+        (died(Agent), &[Start(Agent, Upgraded(2))]),
     ]);
     assert_eq!(run.machine.restarts(), (1, 0));
 }
