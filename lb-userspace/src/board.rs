@@ -16,8 +16,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Phase {
-    /// Another agent holds the node's lock.
+    /// Nothing is known yet.
     #[default]
+    Starting,
+    /// Another agent holds the node's lock.
     Standby,
     /// Waiting for the first complete lists (S8).
     Listing,
@@ -50,7 +52,7 @@ impl Snapshot {
     /// Services are in force: this agent's, or those that an earlier one left.
     pub fn serving(&self) -> bool {
         match self.phase {
-            Phase::Standby => false,
+            Phase::Starting | Phase::Standby => false,
             Phase::Listing => self.frontends > 0,
             Phase::Synced => true,
         }

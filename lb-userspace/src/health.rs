@@ -4,7 +4,10 @@
 //! change has waited too long to be applied (S56); eligible means that this node wants traffic
 //! at all (S55). Without a pending change an agent is healthy for ever, whatever the API server
 //! does. Alive means that rounds end: no object, and no map that objects fill, can make the
-//! kubelet restart an agent that works.
+//! kubelet restart an agent that works. Ready means that this agent does its work, or waits to
+//! take it over from another one of the node: a rolling update that starts the new agent first
+//! (`maxSurge`) goes on only when that one is ready, and it cannot take over before. Each part on
+//! its own (`/readyz/l4`, `/readyz/l7`) is ready only where it works.
 
 use crate::board::{Board, Phase, Snapshot, now_ms};
 use crate::http::{self, Answer};
@@ -15,6 +18,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+const STANDING_BY: &str = "standing by: another agent holds this node";
 /// Twice kube-proxy's sync period.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -53,6 +57,9 @@ pub(crate) fn answer(method: &Method, path: &str, board: &Arc<Board>, metrics: &
             metrics.livez(answer.status().as_u16());
             answer
         }
+        "/readyz" if snapshot.phase == Phase::Standby => {
+            http::answer(StatusCode::OK, "text/plain", format!("{STANDING_BY}\n"))
+        }
         "/readyz" => ready(&[("l4", waits_for(&snapshot)), ("l7", board.l7_waits_for())]),
         "/readyz/l4" => ready(&[("l4", waits_for(&snapshot))]),
         "/readyz/l7" => ready(&[("l7", board.l7_waits_for())]),
@@ -77,7 +84,8 @@ fn waits_for(snapshot: &Snapshot) -> Option<String> {
         return None;
     }
     Some(match snapshot.phase {
-        Phase::Standby => "standing by: another agent holds this node".into(),
+        Phase::Starting => "starting".into(),
+        Phase::Standby => STANDING_BY.into(),
         Phase::Listing => "waiting for the first complete lists".into(),
         Phase::Synced if snapshot.awaiting_pods => "waiting for the list of Pods".into(),
         Phase::Synced => {
@@ -142,10 +150,17 @@ mod tests {
         assert_eq!(rfc3339(1_767_225_599_000), "2025-12-31T23:59:59.000Z");
     }
 
+    /// A DaemonSet with `maxSurge` waits for the new agent, which waits for the old one to go.
     #[test]
-    fn a_standby_is_alive_and_neither_healthy_nor_ready() {
+    fn a_standby_is_alive_and_ready_to_take_over_and_none_of_its_parts_works() {
         let board = Arc::<Board>::default();
-        assert_eq!([ask(&board, "/healthz"), ask(&board, "/livez"), ask(&board, "/readyz")], [503, 200, 503]);
+        let all = ["/healthz", "/livez", "/readyz", "/readyz/l4"];
+        assert_eq!(all.map(|path| ask(&board, path)), [503, 200, 503, 503], "not tried for the lock yet");
+        board.publish(Snapshot { phase: Phase::Standby, ..Snapshot::default() });
+        assert_eq!(all.map(|path| ask(&board, path)), [503, 200, 200, 503]);
+        // It takes over.
+        board.publish(Snapshot { phase: Phase::Starting, ..Snapshot::default() });
+        assert_eq!(ask(&board, "/readyz"), 503);
     }
 
     #[test]

@@ -253,13 +253,20 @@ async fn a_second_agent_stands_by_and_a_taken_port_is_only_a_problem() {
     until(&socket, "/v1/problems", &[], |value| value["problems"].as_array().unwrap().is_empty()).await;
 
     let second = Agent::start(config(&folder, health[1], free_port()));
-    let listening = async {
-        while tokio::net::TcpStream::connect((Ipv4Addr::LOCALHOST, health[1])).await.is_err() {
+    let standing_by = async {
+        while tokio::net::TcpStream::connect((Ipv4Addr::LOCALHOST, health[1])).await.is_err()
+            || !http(health[1], "/readyz").await.1.contains("standing by")
+        {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(5), listening).await.unwrap();
-    assert!(http(health[1], "/readyz").await.1.contains("standing by"));
+    tokio::time::timeout(Duration::from_secs(5), standing_by).await.unwrap();
+    // Ready to take over; what it will do is done by the other one.
+    let mut codes = Vec::new();
+    for path in ["/readyz", "/readyz/l4", "/healthz"] {
+        codes.push(http(health[1], path).await.0);
+    }
+    assert_eq!(codes, [200, 503, 503]);
     first.stop().await;
     until(&socket, "/v1/explain", &target, served).await;
     assert_eq!(http(health[1], "/readyz").await.0, 200);

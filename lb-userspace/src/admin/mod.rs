@@ -78,6 +78,7 @@ impl Admin {
         // A reconciler that is busy tells its fill another time.
         let fill = self.reconciler.ask(|reconciler| reconciler.datapath.fill()).await.unwrap_or_default();
         let state = match (snapshot.phase, snapshot.ready()) {
+            (Phase::Starting, _) => "starting",
             (Phase::Standby, _) => "standby",
             (Phase::Listing, _) => "waiting for the first complete lists",
             (Phase::Synced, true) => "ready",

@@ -10,7 +10,7 @@ mod supervised;
 
 use crate::admin::Admin;
 use crate::args::{Config, SourceKind};
-use crate::board::Board;
+use crate::board::{Board, Phase, Snapshot};
 use crate::datapath::Datapath;
 use crate::http::{self, Answer};
 use crate::link::Link;
@@ -114,7 +114,10 @@ async fn serve_with(
         }
     });
 
-    let standby = || tracing::info!("another agent runs on this node: standing by");
+    let standby = || {
+        tracing::info!("another agent runs on this node: standing by");
+        board.publish(Snapshot { phase: Phase::Standby, ..Snapshot::default() });
+    };
     let lock = tokio::select! {
         lock = lock::acquire(&config.state_dir, standby) => lock?,
         () = &mut stop => return Ok(()),
@@ -126,6 +129,7 @@ async fn serve_with(
             () = &mut stop => return Ok(()),
         },
     };
+    board.publish(Snapshot::default());
     let datapath = tokio::task::spawn_blocking(open).await.context("the data path")??;
     let ingress = ingress::join(&mut tasks, &config, &link)?;
     let problems = parts::not_honoured(&config, datapath.as_ref());

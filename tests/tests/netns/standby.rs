@@ -13,6 +13,10 @@ fn second_agent_waits_and_takes_over() {
     let mut second = Agent::start(&rig.lab, rig.setup().second()).unwrap();
     assert!(second.wait_ready(Duration::from_secs(2)).is_err(), "two agents are ready at once");
     assert!(!second.log().is_empty(), "a standby says that it is one");
+    // Whoever waits for it before the first one is stopped, as a DaemonSet with maxSurge does, is
+    // told that it may.
+    let codes = ["/readyz", "/readyz/l4", "/healthz"].map(|path| second.get(20256, path).unwrap().0);
+    assert_eq!(codes, [200, 503, 503]);
 
     let outside = rig.lab.at(&Place::Outside).unwrap();
     let ask = Ask::new(Proto::Tcp, "172.30.0.1:30080".parse().unwrap());
