@@ -75,7 +75,7 @@ pub enum L7Phase {
     Off,
     /// Waiting for the first complete lists.
     Listing,
-    /// Waiting for Secrets and looked-up names.
+    /// Waiting for Secrets, looked-up names and Namespaces.
     Awaiting,
     /// Routes have been published.
     Synced,
@@ -157,7 +157,7 @@ impl Board {
                 let kinds: Vec<String> = l7.missing.iter().map(Kind::to_string).collect();
                 Some(format!("waiting for the first complete lists: {}", kinds.join(", ")))
             }
-            L7Phase::Awaiting => Some("waiting for Secrets and looked-up names".into()),
+            L7Phase::Awaiting => Some("waiting for Secrets, looked-up names and Namespaces".into()),
             L7Phase::Synced if self.link.get().is_some_and(|link| !link.serving()) => {
                 Some("waiting for a proxy".into())
             }

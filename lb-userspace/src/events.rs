@@ -170,7 +170,7 @@ impl Teller {
             report.problems.iter().map(|problem| Note::warning(report, problem)).collect();
         let ids: BTreeSet<u64> = warnings.iter().map(|note| note.id).collect();
         said.warnings.retain(|id, at| ids.contains(id) && *at + AGAIN > now);
-        let sync = (report.applied && said.generation != Some(generation)).then(|| Note::sync(report));
+        let sync = (report.in_force && said.generation != Some(generation)).then(|| Note::sync(report));
         let new = warnings.into_iter().filter(|note| !said.warnings.contains_key(&note.id));
         for note in sync.into_iter().chain(new) {
             if self.waiting.len() < WAITING {

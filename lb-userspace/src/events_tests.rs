@@ -15,7 +15,7 @@ fn report(name: &str, generation: i64, problems: &[(&str, &str)]) -> Report {
         problems: problems.iter().map(problem).collect(),
         ingress: Arc::new(Ingress { uid: format!("uid-{name}"), key, generation, ..Ingress::default() }),
         ours: true,
-        applied: true,
+        in_force: true,
     }
 }
 
@@ -39,7 +39,7 @@ async fn sync_is_said_once_for_each_generation_in_force() {
     let start = Instant::now();
     let mut teller = Teller::new(start);
     let mut not_yet = report("web", 1, &[]);
-    not_yet.applied = false;
+    not_yet.in_force = false;
     assert_eq!(tell(&mut teller, &not_yet, start), Vec::<String>::new());
     assert_eq!(tell(&mut teller, &report("web", 1, &[]), start), [SYNC]);
     assert_eq!(tell(&mut teller, &report("web", 1, &[]), start), Vec::<String>::new());

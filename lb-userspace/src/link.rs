@@ -13,7 +13,7 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, oneshot, watch};
 
 /// Steps that may wait for a slow proxy beside as many as the table has values.
 const WAITING: usize = 1024;
@@ -29,6 +29,8 @@ pub struct Link {
 #[derive(Debug, Default)]
 struct Shared {
     state: Mutex<State>,
+    /// The newest table that a proxy has said it routes by; 0: none.
+    in_force: watch::Sender<u64>,
 }
 
 #[derive(Debug, Default)]
@@ -107,6 +109,11 @@ impl Link {
     /// The newest generation that was published; 0: none yet.
     pub fn published(&self) -> u64 {
         self.state().generation
+    }
+
+    /// Follows the newest generation that some proxy routes by; 0: none yet.
+    pub fn in_force(&self) -> watch::Receiver<u64> {
+        self.shared.in_force.subscribe()
     }
 
     /// The proxies that are linked, oldest first.
@@ -218,6 +225,7 @@ impl Link {
         while let Some(payload) = reader.next().await? {
             let said = open::<FromProxy>(&payload)?.0;
             let mut state = self.state();
+            let published = state.generation;
             let Some(proxy) = state.proxies.get_mut(&id) else { return Ok(()) };
             match said {
                 FromProxy::Hello { protocol, version } => {
@@ -227,7 +235,15 @@ impl Link {
                     proxy.version = Some(version);
                     proxy.wake.notify_one();
                 }
-                FromProxy::Applied { generation } => proxy.applied = generation,
+                FromProxy::Applied { generation } => {
+                    // It has no way to know of a table that was never sent.
+                    proxy.applied = generation.min(published);
+                    self.shared.in_force.send_if_modified(|newest| {
+                        let grows = *newest < proxy.applied;
+                        *newest = proxy.applied.max(*newest);
+                        grows
+                    });
+                }
                 FromProxy::Metrics { text } if proxy.asked > 0 => {
                     proxy.asked -= 1;
                     // Whoever asked may have lost patience.
@@ -324,6 +340,30 @@ mod tests {
             tokio::task::yield_now().await;
         }
         assert_eq!(link.proxies()[0].applied, 2);
+    }
+
+    #[tokio::test]
+    async fn what_is_in_force_grows_with_what_proxies_have_applied() {
+        let link = Link::default();
+        let mut in_force = link.in_force();
+        let (mut old, mut new) =
+            (Far::new(&link, 1 << 16, PROTOCOL).await, Far::new(&link, 1 << 16, PROTOCOL).await);
+        link.publish(vec![host("a")]);
+        link.publish(vec![host("b")]);
+        assert_eq!(*in_force.borrow_and_update(), 0);
+        new.say(&FromProxy::Applied { generation: 2 }).await;
+        in_force.changed().await.unwrap();
+        assert_eq!(*in_force.borrow_and_update(), 2);
+        // One that is behind takes nothing back, and one that lies is not believed.
+        old.say(&FromProxy::Applied { generation: 1 }).await;
+        while link.proxies()[0].applied == 0 {
+            tokio::task::yield_now().await;
+        }
+        new.say(&FromProxy::Applied { generation: 7 }).await;
+        link.publish(vec![host("c")]);
+        new.say(&FromProxy::Applied { generation: 3 }).await;
+        in_force.changed().await.unwrap();
+        assert_eq!(*in_force.borrow_and_update(), 3);
     }
 
     #[tokio::test]

@@ -30,8 +30,13 @@ pub(super) struct Ingress {
     pub(super) reports: Option<Arc<Reports>>,
 }
 
-/// Builds the L7 half, as far as it is on.
-pub(super) fn join(tasks: &mut JoinSet<()>, config: &Config, link: &Link) -> anyhow::Result<Ingress> {
+/// Builds the L7 half, as far as it is on. `proxies`: a supervisor links some.
+pub(super) fn join(
+    tasks: &mut JoinSet<()>,
+    config: &Config,
+    link: &Link,
+    proxies: bool,
+) -> anyhow::Result<Ingress> {
     let (needed, secrets) = watch::channel(BTreeSet::new());
     let (found, names) = watch::channel(Arc::default());
     let Some(l7) = &config.l7 else { return Ok(Ingress { parts: None, secrets, names, reports: None }) };
@@ -59,6 +64,7 @@ pub(super) fn join(tasks: &mut JoinSet<()>, config: &Config, link: &Link) -> any
         secrets: needed,
         names: wanted,
         reports: reports.clone(),
+        proxies,
     };
     Ok(Ingress { parts: Some(parts), secrets, names, reports })
 }

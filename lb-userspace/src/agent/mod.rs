@@ -103,7 +103,8 @@ async fn serve_with(
     // Dropping the set ends all tasks in it.
     let mut tasks = JoinSet::new();
     listen(&mut tasks, &config, &board, &metrics, &handle, &link);
-    if supervisor.is_some() {
+    let proxies = supervisor.is_some();
+    if proxies {
         board.await_proxies(link.clone());
     }
     let (up, supervisor_gone) = supervised::follow(&mut tasks, supervisor, &link, &board)?;
@@ -131,7 +132,7 @@ async fn serve_with(
     };
     board.publish(Snapshot::default());
     let datapath = tokio::task::spawn_blocking(open).await.context("the data path")??;
-    let ingress = ingress::join(&mut tasks, &config, &link)?;
+    let ingress = ingress::join(&mut tasks, &config, &link, proxies)?;
     let problems = parts::not_honoured(&config, datapath.as_ref());
     let reconciler = Reconciler::new(Parts {
         node_name: config.node_name.clone(),
@@ -150,7 +151,8 @@ async fn serve_with(
     tasks.spawn(node::follow(tables_sender));
     let (batch_sender, batches) = mpsc::channel(BATCHES);
     let (stop_reconciler, stopped) = oneshot::channel();
-    let (asks, mut ended) = spawn(reconciler, Intake { batches, tables, names: ingress.names }, stopped)?;
+    let intake = Intake { batches, tables, names: ingress.names, in_force: link.in_force() };
+    let (asks, mut ended) = spawn(reconciler, intake, stopped)?;
     // Set once: this is the only place.
     let _first = handle.set(asks.clone());
     let syncs = Arc::<Syncs>::default();

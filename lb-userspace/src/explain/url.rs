@@ -469,7 +469,7 @@ mod tests {
         let foreign = Ingress {
             key: ObjectKey::new("default", "foreign"),
             class: Some("nginx".into()),
-            rules: vec![crate::source::IngressRule { host: "foreign.example".into(), paths: None }],
+            rules: vec![crate::source::IngressRule { index: 0, host: "foreign.example".into(), paths: None }],
             ..Ingress::default()
         };
         let view = UrlView {

@@ -237,7 +237,8 @@ impl L7Model {
             }
         }
         let new = owned.map(|ingress| {
-            claim::claims(ingress, |secret| match self.held.get(secret) {
+            let ending = ingress.ending || objects.ending_namespaces.contains(&ingress.key.namespace);
+            claim::claims(ingress, ending, |secret| match self.held.get(secret) {
                 Some(Held::Read { certificate, untimely: None }) => Found::Good(certificate),
                 Some(Held::Read { untimely: Some(reason), .. }) => Found::Bad(reason),
                 Some(Held::Bad(reason)) => Found::Bad(reason),

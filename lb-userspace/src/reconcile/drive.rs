@@ -24,6 +24,8 @@ pub struct Intake {
     pub tables: watch::Receiver<Arc<Tables>>,
     /// Looked-up names.
     pub names: watch::Receiver<Arc<Names>>,
+    /// The newest routing table that a proxy routes by.
+    pub in_force: watch::Receiver<u64>,
 }
 
 /// Asks a running reconciler.
@@ -73,8 +75,9 @@ pub fn spawn(
     let sweeping = sweep::spawn(reconciler.datapath.sweeper()?, done)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
     std::thread::Builder::new().name("reconcile".into()).spawn(move || {
-        let (tables, names) = (intake.tables, intake.names);
-        runtime.block_on(drive(reconciler, batches, tables, names, questions, sweeps, stop));
+        let intake =
+            Driven { batches, tables: intake.tables, names: intake.names, in_force: intake.in_force };
+        runtime.block_on(drive(reconciler, intake, questions, sweeps, stop));
         drop(sweeping);
         let _nobody = ended.send(());
     })?;
@@ -95,15 +98,22 @@ async fn stamp(
     }
 }
 
+/// [`Intake`], with the time at which each batch came.
+struct Driven {
+    batches: mpsc::Receiver<(Instant, Batch)>,
+    tables: watch::Receiver<Arc<Tables>>,
+    names: watch::Receiver<Arc<Names>>,
+    in_force: watch::Receiver<u64>,
+}
+
 async fn drive(
     mut reconciler: Reconciler,
-    mut batches: mpsc::Receiver<(Instant, Batch)>,
-    mut tables: watch::Receiver<Arc<Tables>>,
-    mut names: watch::Receiver<Arc<Names>>,
+    intake: Driven,
     mut questions: mpsc::Receiver<Ask>,
     mut sweeps: mpsc::Receiver<Swept>,
     mut stop: oneshot::Receiver<()>,
 ) {
+    let Driven { mut batches, mut tables, mut names, mut in_force } = intake;
     reconciler.round();
     loop {
         tokio::select! {
@@ -119,6 +129,12 @@ async fn drive(
             // A watcher that is gone leaves the last tables standing.
             Ok(()) = tables.changed() => reconciler.set_tables(tables.borrow_and_update().clone()),
             Ok(()) = names.changed() => reconciler.set_names(names.borrow_and_update().clone()),
+            // Without a round: it changes only what is told.
+            Ok(()) = in_force.changed() => {
+                let table = *in_force.borrow_and_update();
+                reconciler.set_in_force(table);
+                continue;
+            }
             Some(swept) = sweeps.recv() => reconciler.set_swept(swept),
             Some(ask) = questions.recv() => {
                 ask(&mut reconciler);

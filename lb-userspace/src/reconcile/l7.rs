@@ -2,9 +2,9 @@
 //!
 //! It comes after L4's part and has its own gate: an Ingress list that is refused never holds
 //! up Services, and a Node list that is refused never holds up Ingresses. Nothing is published
-//! before every kind that routes are decided from has been listed, and the Secrets and names
-//! that they need were answered for, or waited for long enough: a restart of the agent must
-//! not take a certificate away from a proxy that goes on serving.
+//! before every kind that routes are decided from has been listed, and the Secrets, names and
+//! Namespaces that they depend on were answered for, or waited for long enough: a restart of the
+//! agent must not take a certificate away from a proxy that goes on serving.
 
 use super::Reconciler;
 use super::reports::Reporting;
@@ -22,8 +22,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
-/// How long the first publication waits for Secrets and names, from the lists on. A name server
-/// may be silent for ever.
+/// How long the first publication waits for Secrets, names and Namespaces, from the lists on. A
+/// name server may be silent for ever, and the list of Namespaces be refused.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What the L7 half is built from.
@@ -40,6 +40,8 @@ pub struct L7Parts {
     pub names: watch::Sender<BTreeSet<String>>,
     /// Told what the API server is to be told; `None` where there is none.
     pub reports: Option<Arc<Reports>>,
+    /// Proxies say by which table they route ([`Reconciler::set_in_force`]).
+    pub proxies: bool,
 }
 
 /// The model and what has been done so far.
@@ -62,13 +64,13 @@ pub(crate) struct L7 {
 
 impl L7 {
     pub(super) fn new(parts: L7Parts) -> Self {
-        let L7Parts { options, link, self_signed, secrets, names, reports } = parts;
+        let L7Parts { options, link, self_signed, secrets, names, reports, proxies } = parts;
         Self {
             model: L7Model::new(options),
             link,
             secrets,
             names,
-            reporting: reports.map(Reporting::new),
+            reporting: reports.map(|reports| Reporting::new(reports, proxies)),
             touched: Touched::default(),
             input: L7Input { self_signed: Some(self_signed), ..L7Input::default() },
             due: None,
@@ -115,7 +117,8 @@ impl L7 {
             }
         } else {
             let due = *self.due.get_or_insert_with(|| Instant::now() + PATIENCE);
-            if !self.model.awaits() || Instant::now() >= due {
+            let awaits = self.model.awaits() || !objects.listed.contains(&Kind::Namespace);
+            if !awaits || Instant::now() >= due {
                 let routes = self.model.routes();
                 tracing::info!(
                     hosts = routes.hosts.len(),
@@ -128,10 +131,11 @@ impl L7 {
             }
         }
         if let Some(reporting) = &mut self.reporting
-            && (problems.is_some() || !touched.is_empty() || self.published != reporting.applied())
+            && (problems.is_some() || !touched.is_empty() || self.published != reporting.published())
         {
             let all = problems.clone().unwrap_or_else(|| self.model.problems());
-            reporting.report(objects, &self.model, &touched, &all, self.published);
+            let published = self.published.then(|| self.link.published());
+            reporting.report(objects, &self.model, &touched, &all, published);
         }
         if let Some(problems) = &problems {
             self.problems = problems.len();
@@ -191,6 +195,15 @@ impl Reconciler {
     pub fn set_names(&mut self, names: Arc<Names>) {
         if let Some(l7) = &mut self.l7 {
             l7.set_names(names);
+        }
+    }
+
+    /// A proxy routes by this table now.
+    pub fn set_in_force(&mut self, table: u64) {
+        if let Some(l7) = &mut self.l7
+            && let Some(reporting) = &mut l7.reporting
+        {
+            reporting.in_force(&self.objects, &l7.model, table);
         }
     }
 

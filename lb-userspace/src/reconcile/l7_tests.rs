@@ -8,6 +8,7 @@ use crate::source::{
 
 struct Ends {
     rig: Rig,
+    reports: Arc<Reports>,
     link: Link,
     secrets: watch::Receiver<BTreeSet<ObjectKey>>,
     names: watch::Receiver<BTreeSet<String>>,
@@ -15,6 +16,7 @@ struct Ends {
 
 fn start() -> Ends {
     let link = Link::default();
+    let reports = Arc::<Reports>::default();
     let (needed, secrets) = watch::channel(BTreeSet::new());
     let (wanted, names) = watch::channel(BTreeSet::new());
     let self_signed = Certificate {
@@ -33,20 +35,24 @@ fn start() -> Ends {
             self_signed: Arc::new(self_signed),
             secrets: needed,
             names: wanted,
-            reports: None,
+            reports: Some(Arc::clone(&reports)),
+            proxies: true,
         }),
     );
-    Ends { rig, link, secrets, names }
+    Ends { rig, reports, link, secrets, names }
 }
 
 fn ingress(secret: Option<&str>) -> Object {
     let backend = IngressBackend::Service { name: "web".into(), port: BackendPort::Number(80) };
-    let path = IngressPath { path: "/".into(), path_type: PathType::Prefix, backend };
-    let tls =
-        secret.map(|secret| IngressTls { hosts: vec!["x.example".into()], secret: Some(secret.into()) });
+    let path = IngressPath { index: 0, path: "/".into(), path_type: PathType::Prefix, backend };
+    let tls = secret.map(|secret| IngressTls {
+        index: 0,
+        hosts: vec![(0, "x.example".into())],
+        secret: Some(secret.into()),
+    });
     Object::Ingress(Ingress {
         key: ObjectKey::new("default", "a"),
-        rules: vec![IngressRule { host: "x.example".into(), paths: Some(vec![path]) }],
+        rules: vec![IngressRule { index: 0, host: "x.example".into(), paths: Some(vec![path]) }],
         tls: tls.into_iter().collect(),
         ..Ingress::default()
     })
@@ -58,6 +64,7 @@ fn lists(ingress: Object) -> Batch {
         Change::Replace(Kind::EndpointSlice, vec![]),
         Change::Replace(Kind::IngressClass, vec![]),
         Change::Replace(Kind::Ingress, vec![ingress]),
+        Change::Replace(Kind::Namespace, vec![]),
     ]
 }
 
@@ -114,6 +121,28 @@ fn the_first_table_waits_for_secrets_and_not_for_ever() {
     assert_eq!(ends.link.published(), 1);
 }
 
+/// Who gives way to whom is not known before the list of Namespaces; one that is refused is waited
+/// for as long as a Secret is.
+#[test]
+fn the_first_table_waits_for_namespaces_and_not_for_ever() {
+    let all_but_namespaces = || {
+        let mut batch = lists(ingress(None));
+        batch.pop();
+        batch
+    };
+    let mut ends = start();
+    ends.rig.take(all_but_namespaces());
+    assert_eq!(ends.link.published(), 0);
+    assert!(ends.rig.board.l7_waits_for().unwrap().contains("Namespaces"));
+    ends.rig.take(vec![Change::Replace(Kind::Namespace, vec![])]);
+    assert_eq!(ends.link.published(), 1);
+    let mut ends = start();
+    ends.rig.take(all_but_namespaces());
+    ends.rig.reconciler.l7.as_mut().unwrap().due = Some(Instant::now());
+    ends.rig.reconciler.round();
+    assert_eq!(ends.link.published(), 1);
+}
+
 #[test]
 fn names_are_wanted_and_what_they_lead_to_is_published() {
     let mut ends = start();
@@ -133,4 +162,37 @@ fn names_are_wanted_and_what_they_lead_to_is_published() {
     assert_eq!(ends.link.published(), before + 1);
     let routes = ends.rig.reconciler.l7.as_ref().unwrap().model.routes();
     assert_eq!(routes.pools.values().next().unwrap().endpoints.len(), 1);
+}
+
+/// `Sync` follows from it: said when requests are routed so, not when the table is on its way.
+#[test]
+fn routes_are_in_force_once_a_proxy_says_so() {
+    let mut ends = start();
+    let told = |ends: &Ends| -> Vec<bool> {
+        ends.reports.take().into_iter().map(|report| report.in_force).collect()
+    };
+    ends.rig.take(lists(ingress(None)));
+    assert_eq!((ends.link.published(), told(&ends)), (1, vec![false]));
+    ends.rig.reconciler.set_in_force(1);
+    assert_eq!(told(&ends), [true]);
+    // A change is in the next table, and an older one's arrival says nothing of it.
+    let Object::Ingress(mut changed) = ingress(None) else { panic!("an Ingress") };
+    changed.rules[0].host = "y.example".into();
+    ends.rig.take(vec![Change::Upsert(Object::Ingress(changed.clone()))]);
+    assert_eq!((ends.link.published(), told(&ends)), (2, vec![false]));
+    ends.rig.reconciler.set_in_force(1);
+    assert_eq!(told(&ends), Vec::<bool>::new());
+    ends.rig.reconciler.set_in_force(2);
+    assert_eq!(told(&ends), [true]);
+    // One that changes no route is in force as it comes.
+    changed.generation += 1;
+    ends.rig.take(vec![Change::Upsert(Object::Ingress(changed.clone()))]);
+    assert_eq!((ends.link.published(), told(&ends)), (2, vec![true]));
+    // Gone before its table arrived.
+    changed.rules[0].host = "z.example".into();
+    ends.rig.take(vec![Change::Upsert(Object::Ingress(changed))]);
+    let gone = crate::problem::ObjectRef { kind: Kind::Ingress, key: ObjectKey::new("default", "a") };
+    ends.rig.take(vec![Change::Delete(gone)]);
+    ends.rig.reconciler.set_in_force(4);
+    assert_eq!(told(&ends), Vec::<bool>::new());
 }

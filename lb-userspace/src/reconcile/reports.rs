@@ -13,52 +13,87 @@ use std::sync::Arc;
 pub(super) struct Reporting {
     reports: Arc<Reports>,
     problems: BTreeMap<ObjectKey, Vec<Problem>>,
-    applied: bool,
+    /// Some table was published when all were told last.
+    published: bool,
+    /// The newest table that a proxy routes by.
+    in_force: u64,
+    /// Ingresses whose routes are in a newer one, and in which.
+    awaited: BTreeMap<ObjectKey, u64>,
 }
 
 impl Reporting {
-    pub(super) fn new(reports: Arc<Reports>) -> Self {
-        Self { reports, problems: BTreeMap::new(), applied: false }
+    /// `proxies`: there are some whose word is waited for; without any, what is published is in
+    /// force.
+    pub(super) fn new(reports: Arc<Reports>, proxies: bool) -> Self {
+        Self {
+            reports,
+            problems: BTreeMap::new(),
+            published: false,
+            in_force: if proxies { 0 } else { u64::MAX },
+            awaited: BTreeMap::new(),
+        }
     }
 
     /// Whether all were told that their routes are published.
-    pub(super) fn applied(&self) -> bool {
-        self.applied
+    pub(super) fn published(&self) -> bool {
+        self.published
     }
 
-    /// Tells what a round changed. `problems` are those of all objects; `applied`: routes are
-    /// published.
+    /// Tells what a round changed. `problems` are those of all objects; `published` is the table
+    /// that the routes are in.
     pub(super) fn report(
         &mut self,
         objects: &Objects,
         model: &L7Model,
         touched: &Touched,
         problems: &[Problem],
-        applied: bool,
+        published: Option<u64>,
     ) {
         let mut now: BTreeMap<ObjectKey, Vec<Problem>> = BTreeMap::new();
         for problem in problems.iter().filter(|problem| problem.object.kind == Kind::Ingress) {
             now.entry(problem.object.key.clone()).or_default().push(problem.clone());
         }
         let before = std::mem::replace(&mut self.problems, now);
-        let mut keys: BTreeSet<&ObjectKey> = touched.ingresses.iter().collect();
-        keys.extend(
-            self.problems.iter().filter(|(key, now)| before.get(*key) != Some(now)).map(|(key, _)| key),
-        );
-        keys.extend(before.keys().filter(|key| !self.problems.contains_key(*key)));
-        // Whose each one is may differ, or all of them are in force from now on.
-        if touched.ingress_classes || applied != self.applied {
-            self.applied = applied;
-            keys.extend(objects.ingresses.keys());
+        let mut keys: BTreeSet<ObjectKey> = touched.ingresses.clone();
+        let differs = self.problems.iter().filter(|(key, now)| before.get(*key) != Some(now));
+        keys.extend(differs.map(|(key, _)| key.clone()));
+        keys.extend(before.into_keys().filter(|key| !self.problems.contains_key(key)));
+        // Whose each one is may differ, or all of them are published from now on.
+        if touched.ingress_classes || published.is_some() != self.published {
+            self.published = published.is_some();
+            keys.extend(objects.ingresses.keys().cloned());
         }
         for key in keys {
-            let report = objects.ingresses.get(key).map(|ingress| Report {
-                ingress: Arc::clone(ingress),
-                ours: model.is_ours(key),
-                applied,
-                problems: self.problems.get(key).cloned().unwrap_or_default(),
-            });
-            self.reports.put(key, report);
+            let in_force = published.is_some_and(|table| table <= self.in_force);
+            self.put(objects, model, &key, in_force);
+            match published {
+                Some(table) if !in_force && objects.ingresses.contains_key(&key) => {
+                    self.awaited.insert(key, table);
+                }
+                Some(_) | None => {
+                    self.awaited.remove(&key);
+                }
+            }
         }
+    }
+
+    /// Tells of those Ingresses whose routes are in force now that a proxy routes by this table.
+    pub(super) fn in_force(&mut self, objects: &Objects, model: &L7Model, table: u64) {
+        self.in_force = self.in_force.max(table);
+        let arrived = self.awaited.extract_if(.., |_, awaited| *awaited <= table);
+        let arrived: Vec<ObjectKey> = arrived.map(|(key, _)| key).collect();
+        for key in arrived {
+            self.put(objects, model, &key, true);
+        }
+    }
+
+    fn put(&self, objects: &Objects, model: &L7Model, key: &ObjectKey, in_force: bool) {
+        let report = objects.ingresses.get(key).map(|ingress| Report {
+            ingress: Arc::clone(ingress),
+            ours: model.is_ours(key),
+            in_force,
+            problems: self.problems.get(key).cloned().unwrap_or_default(),
+        });
+        self.reports.put(key, report);
     }
 }

@@ -219,7 +219,9 @@ fn lists(changes: Vec<Change>) -> Batch {
             }
         }
     }
-    lists.into_iter().map(|(kind, list)| Change::Replace(kind, list)).collect()
+    // No manifest says that a Namespace is being deleted.
+    let namespaces = Change::Replace(Kind::Namespace, Vec::new());
+    lists.into_iter().map(|(kind, list)| Change::Replace(kind, list)).chain([namespaces]).collect()
 }
 
 #[cfg(test)]

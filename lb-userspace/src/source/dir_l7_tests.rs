@@ -101,7 +101,7 @@ fn the_seed_works_as_it_stands() {
     assert_eq!(paths, expected);
     assert_eq!(
         (ingress.tls[0].hosts.as_slice(), ingress.tls[0].secret.as_deref()),
-        (&["example.com".to_owned()][..], Some("tls-secret"))
+        (&[(0, "example.com".to_owned())][..], Some("tls-secret"))
     );
     assert!(
         matches!(bench.objects.secret(&key("tls-secret")), SecretState::Missing(_)),

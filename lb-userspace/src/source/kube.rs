@@ -12,7 +12,7 @@ use crate::problem::{Kind, ObjectKey, ObjectRef, Problem};
 use ::kube::api::Api;
 use ::kube::runtime::watcher;
 use ::kube::{Client, Resource, ResourceExt};
-use k8s_openapi::api::core::v1::{Node, Pod, Service};
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1 as discovery;
 use k8s_openapi::api::networking::v1 as networking;
 use memory::Memory;
@@ -113,7 +113,7 @@ impl KubeSource {
 
     /// The kinds that are always watched, and those for L7.
     fn kinds(&self) -> &'static [Kind] {
-        const ALL: [Kind; 7] = [
+        const ALL: [Kind; 8] = [
             Kind::Service,
             Kind::EndpointSlice,
             Kind::Node,
@@ -121,6 +121,7 @@ impl KubeSource {
             Kind::Ingress,
             Kind::IngressClass,
             Kind::Secret,
+            Kind::Namespace,
         ];
         if self.options.ingress.is_some() { &ALL } else { &ALL[..4] }
     }
@@ -136,6 +137,7 @@ impl KubeSource {
                 self.watch_pods(client.clone(), &doubt, teller),
                 self.watch_ingresses(client.clone(), &doubt, teller),
                 self.watch_ingress_classes(client.clone(), &doubt, teller),
+                self.watch_namespaces(client.clone(), &doubt, teller),
                 secrets.follow(&client, &doubt, teller),
             )
         };
@@ -200,6 +202,18 @@ impl KubeSource {
         let project =
             |class: networking::IngressClass| Ok(Object::IngressClass(project::ingress_class(&class)));
         let subject = Whole { kind: Kind::IngressClass, project };
+        watch::watch(subject, Api::all(client), watcher::Config::default(), doubt, teller).await;
+    }
+
+    /// Which Namespaces are being deleted matters only between Ingresses of several.
+    async fn watch_namespaces(&self, client: Client, doubt: &Notify, teller: &Teller) {
+        let Some(options) = &self.options.ingress else { return pending().await };
+        if options.namespace.is_some() {
+            teller.send(vec![Change::Replace(Kind::Namespace, Vec::new())]).await;
+            return pending().await;
+        }
+        let project = |namespace: Namespace| Ok(Object::Namespace(project::namespace(&namespace)));
+        let subject = Whole { kind: Kind::Namespace, project };
         watch::watch(subject, Api::all(client), watcher::Config::default(), doubt, teller).await;
     }
 }

@@ -91,6 +91,10 @@ async fn serve(
         "spec": {"ingressClassName": "weir", "rules": [{"host": "a.example"}]}});
     let class = json!({"metadata": {"name": "weir", "resourceVersion": "1"}, "spec": {"controller": "weir.dev/ingress"}});
     let node = json!({"metadata": {"name": "node-1", "resourceVersion": "1"}});
+    let namespaces = [
+        json!({"metadata": {"name": "shop", "resourceVersion": "1"}}),
+        json!({"metadata": {"name": "old", "resourceVersion": "1", "deletionTimestamp": "2026-01-02T03:04:05Z"}}),
+    ];
     let (items, version) = {
         let world = locked();
         let items = match resource {
@@ -98,6 +102,7 @@ async fn serve(
             "ingresses" => vec![ingress],
             "ingressclasses" => vec![class],
             "nodes" => vec![node],
+            "namespaces" => namespaces.into(),
             _ => Vec::new(),
         };
         (items, world.events.len())
@@ -259,11 +264,28 @@ async fn ingresses_are_watched_in_the_namespace_that_was_asked_for() {
     let place = "/apis/networking.k8s.io/v1/namespaces/shop/ingresses?";
     assert!(asked.iter().all(|request| request.starts_with(place)), "{asked:?}");
     assert!(bench.fake.asked("secrets").is_empty(), "nobody needs one");
+    bench.until("no Namespace", |objects| objects.listed.contains(&Kind::Namespace)).await;
+    assert!(bench.fake.asked("namespaces").is_empty(), "all Ingresses are of one");
     // Headless Services are served too (I19), and so are another L4 proxy's.
     for kind in ["services", "endpointslices"] {
         let asked = bench.fake.asked(kind);
         assert!(!asked.is_empty() && asked.iter().all(|request| !request.contains("Selector")), "{asked:?}");
     }
+}
+
+#[tokio::test]
+async fn namespaces_that_are_being_deleted_are_known() {
+    let mut bench = Bench::new(None, &[]).await;
+    bench.until("Namespaces", |objects| objects.listed.contains(&Kind::Namespace)).await;
+    assert_eq!(bench.objects.ending_namespaces, ["old".to_owned()].into());
+    // Without the right to see them everything else goes on.
+    let mut bench = Bench::new(None, &[("namespaces", 403)]).await;
+    bench
+        .until("Ingresses and the problem", |objects| {
+            objects.ready_l7() && !objects.source_problems.is_empty()
+        })
+        .await;
+    assert_eq!(bench.objects.source_problems[0].object.to_string(), "Agent watch of Namespace");
 }
 
 #[tokio::test]

@@ -202,6 +202,8 @@ pub enum PathType {
 /// One entry of `rules[].http.paths`.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct IngressPath {
+    /// Place in the object's list: entries before it may have been left out.
+    pub index: usize,
     /// As written; empty when absent (`ImplementationSpecific` alone may leave it out).
     pub path: String,
     pub path_type: PathType,
@@ -211,6 +213,8 @@ pub struct IngressPath {
 /// One entry of `spec.rules`.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct IngressRule {
+    /// Place in the object's list, as [`IngressPath::index`].
+    pub index: usize,
     /// As written; empty: every host that no rule names (I8).
     pub host: String,
     /// `None`: no `http`, so the host goes to the default backend (I8).
@@ -220,7 +224,10 @@ pub struct IngressRule {
 /// One entry of `spec.tls`.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct IngressTls {
-    pub hosts: Vec<String>,
+    /// Place in the object's list, as [`IngressPath::index`].
+    pub index: usize,
+    /// Each with its place, likewise.
+    pub hosts: Vec<(usize, String)>,
     /// `None`: the default certificate (I29).
     pub secret: Option<String>,
 }
@@ -242,6 +249,8 @@ pub struct Ingress {
     pub generation: i64,
     /// Seconds since the epoch; 0 when the object has no creation time (manifests).
     pub created: i64,
+    /// `metadata.deletionTimestamp` is set: it is gone once its finalizers are.
+    pub ending: bool,
     pub class: Option<String>,
     /// Annotation `kubernetes.io/ingress.class` (I3).
     pub class_annotation: Option<String>,
@@ -283,9 +292,19 @@ impl std::fmt::Debug for Secret {
     }
 }
 
+/// A Namespace.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Namespace {
+    pub name: String,
+    /// `metadata.deletionTimestamp` is set: everything in it goes, Pods first and the rest when
+    /// the last of them is gone.
+    pub ending: bool,
+}
+
 /// An object in its compact form.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Object {
+    Namespace(Namespace),
     Ingress(Ingress),
     IngressClass(IngressClass),
     Secret(Secret),
@@ -333,6 +352,8 @@ pub struct Objects {
     pub ingresses: BTreeMap<ObjectKey, Arc<Ingress>>,
     /// By name.
     pub ingress_classes: BTreeMap<String, Arc<IngressClass>>,
+    /// Namespaces that are being deleted; of others nothing is kept.
+    pub ending_namespaces: BTreeSet<String>,
     /// Ask [`Objects::secret`]: what is not in here may just not have come yet.
     pub secrets: BTreeMap<ObjectKey, Arc<Secret>>,
     /// Secrets that were asked for and are not to be had, and why.

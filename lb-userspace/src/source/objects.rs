@@ -5,8 +5,8 @@
 //! (S8, S81) costs a comparison and not a round over the cluster.
 
 use super::{
-    Change, EndpointSlice, Ingress, IngressClass, Node, Object, Objects, Pod, Secret, SecretState, Service,
-    Touched,
+    Change, EndpointSlice, Ingress, IngressClass, Namespace, Node, Object, Objects, Pod, Secret, SecretState,
+    Service, Touched,
 };
 use crate::problem::{Kind, ObjectKey, ObjectRef};
 use std::collections::{BTreeMap, BTreeSet};
@@ -26,6 +26,7 @@ impl Object {
             Self::Ingress(ingress) => (Kind::Ingress, ingress.key.clone()),
             Self::IngressClass(class) => (Kind::IngressClass, ObjectKey::new("", &class.name)),
             Self::Secret(secret) => (Kind::Secret, secret.key.clone()),
+            Self::Namespace(namespace) => (Kind::Namespace, ObjectKey::new("", &namespace.name)),
         };
         ObjectRef { kind, key }
     }
@@ -96,6 +97,7 @@ impl Objects {
             Change::Upsert(Object::Ingress(ingress)) => self.put_ingress(ingress, &mut touched),
             Change::Upsert(Object::IngressClass(class)) => self.put_ingress_class(class, &mut touched),
             Change::Upsert(Object::Secret(secret)) => self.put_secret(secret, &mut touched),
+            Change::Upsert(Object::Namespace(namespace)) => self.put_namespace(namespace, &mut touched),
             Change::Delete(object) => self.delete(&object, &mut touched),
             Change::Unreadable(object, reason) => {
                 if !self.secrets.contains_key(&object.key) {
@@ -180,6 +182,20 @@ impl Objects {
         self.ingress_classes.insert(class.name.clone(), Arc::new(class));
     }
 
+    /// Touches the Ingresses in it where it begins to end, or a new one has taken its name.
+    fn put_namespace(&mut self, namespace: Namespace, touched: &mut Touched) {
+        let changed = if namespace.ending {
+            self.ending_namespaces.insert(namespace.name.clone())
+        } else {
+            self.ending_namespaces.remove(&namespace.name)
+        };
+        if changed {
+            let within = self.ingresses.range(ObjectKey::new(&namespace.name, "")..).map(|(key, _)| key);
+            let within = within.take_while(|key| key.namespace == namespace.name);
+            touched.ingresses.extend(within.cloned());
+        }
+    }
+
     fn put_secret(&mut self, secret: Secret, touched: &mut Touched) {
         if self.secrets.get(&secret.key).is_some_and(|old| **old == secret) {
             return;
@@ -232,7 +248,11 @@ impl Objects {
                     self.miss_secret(object.key.clone(), NO_SECRET.into(), touched);
                 }
             }
-            Kind::Namespace | Kind::ConfigMap | Kind::File | Kind::Agent => {}
+            Kind::Namespace => {
+                let gone = Namespace { name: object.key.name.clone(), ending: false };
+                self.put_namespace(gone, touched);
+            }
+            Kind::ConfigMap | Kind::File | Kind::Agent => {}
         }
     }
 
@@ -265,7 +285,8 @@ impl Objects {
             Kind::Ingress => of(&self.ingresses),
             Kind::IngressClass => self.ingress_classes.keys().map(|name| ObjectKey::new("", name)).collect(),
             Kind::Secret => of(&self.secrets),
-            Kind::Namespace | Kind::ConfigMap | Kind::File | Kind::Agent => Vec::new(),
+            Kind::Namespace => self.ending_namespaces.iter().map(|name| ObjectKey::new("", name)).collect(),
+            Kind::ConfigMap | Kind::File | Kind::Agent => Vec::new(),
         }
     }
 

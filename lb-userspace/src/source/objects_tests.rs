@@ -216,6 +216,25 @@ fn routes_wait_for_their_kinds_and_services_do_not_wait_for_them() {
 }
 
 #[test]
+fn a_namespace_that_ends_touches_the_ingresses_in_it() {
+    let mut objects = Objects::new("me");
+    let named = |namespace: &str, name: &str| ObjectKey::new(namespace, name);
+    for key in [named("a", "x"), named("ab", "x"), named("b", "x"), named("b", "y")] {
+        objects.apply(Change::Upsert(Object::Ingress(Ingress { key, ..Ingress::default() })));
+    }
+    let namespace = |name: &str, ending| Object::Namespace(Namespace { name: name.into(), ending });
+    let of = |keys: &[ObjectKey]| Touched { ingresses: keys.iter().cloned().collect(), ..Touched::default() };
+    assert_eq!(objects.apply(Change::Upsert(namespace("a", false))), Touched::default());
+    assert_eq!(objects.apply(Change::Upsert(namespace("a", true))), of(&[named("a", "x")]));
+    assert_eq!(objects.apply(Change::Upsert(namespace("a", true))), Touched::default());
+    // A relist: one is gone, and another one ends.
+    let list = vec![namespace("b", true), namespace("ab", false)];
+    let both = of(&[named("a", "x"), named("b", "x"), named("b", "y")]);
+    assert_eq!(objects.apply(Change::Replace(Kind::Namespace, list)), both);
+    assert_eq!(objects.ending_namespaces, ["b".to_owned()].into());
+}
+
+#[test]
 fn problems_of_the_source_are_replaced_whole() {
     let problem = |reason: &str| Problem {
         object: ObjectRef { kind: Kind::File, key: ObjectKey::new("", "x.yaml") },

@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 mod ingress;
 mod ingress_class;
+mod namespace;
 mod node;
 mod pod;
 mod secret;
@@ -21,6 +22,7 @@ mod syntax;
 
 pub use ingress::{MANAGER_PREFIX, ingress};
 pub use ingress_class::ingress_class;
+pub use namespace::namespace;
 pub use node::node;
 pub use pod::{MissingReady, pod};
 pub use secret::{TLS_CERT, TLS_KEY, TLS_TYPE, secret};

@@ -34,8 +34,8 @@ pub struct Report {
     pub ingress: Arc<Ingress>,
     /// Its class is ours (I1).
     pub ours: bool,
-    /// Its routes, as of this generation, are in force.
-    pub applied: bool,
+    /// Its routes, as of this generation, are those that a proxy routes by.
+    pub in_force: bool,
     pub problems: Vec<Problem>,
 }
 
@@ -79,7 +79,7 @@ impl Reports {
     }
 
     /// Those that changed since they were taken last.
-    fn take(&self) -> Vec<Report> {
+    pub(crate) fn take(&self) -> Vec<Report> {
         let mut state = self.lock();
         let dirty = std::mem::take(&mut state.dirty);
         dirty.iter().filter_map(|key| state.reports.get(key).cloned()).collect()

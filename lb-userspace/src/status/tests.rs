@@ -151,7 +151,7 @@ fn reports_are_taken_once_and_all_on_demand() {
     let report = |name: &str, ours| Report {
         ingress: Arc::new(Ingress { key: ObjectKey::new("default", name), ..Ingress::default() }),
         ours,
-        applied: true,
+        in_force: true,
         problems: vec![Problem {
             object: ObjectRef { kind: Kind::Ingress, key: ObjectKey::new("default", name) },
             field: "spec".into(),

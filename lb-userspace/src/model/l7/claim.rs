@@ -20,10 +20,13 @@ const WITHOUT_HOSTS: usize = 64;
 /// Longest path of a rule.
 const PATH: usize = 4_096;
 
-/// Precedence over what several ask for: the older Ingress, then the one whose namespace and
-/// name sort first (I17, H41).
+/// Precedence over what several ask for: an Ingress that stays before one that is being deleted,
+/// then the older one, then the one whose namespace and name sort first (I17, H41).
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(super) struct Rank {
+    /// It is being deleted, or its Namespace is. Until it is gone it serves what nobody else
+    /// asks for: a Namespace keeps its Ingresses until the last of its Pods is gone.
+    pub(super) ending: bool,
     pub(super) created: i64,
     pub(super) key: Arc<ObjectKey>,
 }
@@ -35,7 +38,8 @@ pub(super) enum Backend {
     Unsupported(String),
 }
 
-/// A field of the Ingress, spelled only when something is to be told about it.
+/// A field of the Ingress, spelled only when something is to be told about it; indices are those
+/// of the object.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Field {
     DefaultBackend,
@@ -108,8 +112,8 @@ pub(super) fn secrets(ingress: &Ingress) -> BTreeSet<ObjectKey> {
     names.map(|name| ObjectKey::new(&ingress.key.namespace, name)).collect()
 }
 
-/// Reads one Ingress.
-pub(super) fn claims<'a>(ingress: &Ingress, find: impl Fn(&ObjectKey) -> Found<'a>) -> Claims {
+/// Reads one Ingress. `ending` as [`Rank`] says.
+pub(super) fn claims<'a>(ingress: &Ingress, ending: bool, find: impl Fn(&ObjectKey) -> Found<'a>) -> Claims {
     let key = Arc::new(ingress.key.clone());
     let mut reader = Reader {
         ingress,
@@ -124,7 +128,7 @@ pub(super) fn claims<'a>(ingress: &Ingress, find: impl Fn(&ObjectKey) -> Found<'
     reader.rules();
     reader.tls(find);
     Claims {
-        rank: Rank { created: ingress.created, key },
+        rank: Rank { ending, created: ingress.created, key },
         hosts: reader.hosts,
         names: reader.names,
         secrets: secrets(ingress),
@@ -155,7 +159,8 @@ impl Reader<'_> {
             self.hosts.entry(HostPattern::Any).or_default().default.clone_from(&default);
         }
         let mut room = PATHS;
-        for (index, rule) in ingress.rules.iter().enumerate() {
+        for rule in &ingress.rules {
+            let index = rule.index;
             let pattern = match pattern(&rule.host) {
                 Ok(pattern) => pattern,
                 Err(reason) => {
@@ -164,7 +169,8 @@ impl Reader<'_> {
                 }
             };
             let mut paths = Vec::new();
-            for (number, path) in rule.paths.iter().flatten().enumerate() {
+            for path in rule.paths.iter().flatten() {
+                let number = path.index;
                 if room == 0 {
                     let reason = format!("more than {PATHS} paths: from here on they are not served");
                     self.tell(format!("spec.rules[{index}].http.paths[{number}]"), reason);
@@ -248,7 +254,8 @@ impl Reader<'_> {
         let ingress = self.ingress;
         let mut listed = BTreeSet::new();
         let (mut without_hosts, mut room) = (0, NAMES);
-        for (index, tls) in ingress.tls.iter().enumerate() {
+        for tls in &ingress.tls {
+            let index = tls.index;
             let secret = tls.secret.as_ref().map(|name| ObjectKey::new(&ingress.key.namespace, name));
             let found = secret.as_ref().map(&find);
             let certificate = match &found {
@@ -262,7 +269,7 @@ impl Reader<'_> {
                 Some(Found::Awaited) | None => None,
             };
             let patterns = if !tls.hosts.is_empty() {
-                let patterns = self.listed(index, tls, certificate);
+                let patterns = self.listed(tls, certificate);
                 listed.extend(patterns.iter().cloned());
                 patterns
             } else if without_hosts < WITHOUT_HOSTS {
@@ -296,16 +303,11 @@ impl Reader<'_> {
     }
 
     /// The names that an entry of `spec.tls` lists.
-    fn listed(
-        &mut self,
-        index: usize,
-        tls: &IngressTls,
-        certificate: Option<&Certificate>,
-    ) -> Vec<HostPattern> {
+    fn listed(&mut self, tls: &IngressTls, certificate: Option<&Certificate>) -> Vec<HostPattern> {
         let names = certificate.map(Names::of);
         let mut patterns = Vec::new();
-        for (number, host) in tls.hosts.iter().enumerate() {
-            let field = || format!("spec.tls[{index}].hosts[{number}]");
+        for (number, host) in &tls.hosts {
+            let field = || format!("spec.tls[{}].hosts[{number}]", tls.index);
             match pattern(host) {
                 Ok(HostPattern::Any) => self.tell(field(), "is empty; it is ignored"),
                 Ok(pattern) => {

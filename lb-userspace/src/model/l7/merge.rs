@@ -142,7 +142,11 @@ fn lost(holder: &Rank, rank: &Rank) -> String {
     if holder.key == rank.key {
         return "an earlier entry of this Ingress is for the same; this one is not served".into();
     }
-    let why = if holder.created == rank.created { "whose name sorts first" } else { "which is older" };
+    let why = match (rank.ending && !holder.ending, holder.created == rank.created) {
+        (true, _) => "while this one is being deleted",
+        (false, true) => "whose name sorts first",
+        (false, false) => "which is older",
+    };
     format!("held by Ingress {}, {why}; not served from here", holder.key)
 }
 

@@ -4,7 +4,7 @@ use super::*;
 use crate::model::routes::{Action, PathKind, Protocol, Target};
 use crate::source::{
     Endpoint, EndpointSlice, Ingress, IngressBackend, IngressClass, IngressPath, IngressRule, IngressTls,
-    PathType, Secret, Service, ServicePort, ServiceType, SlicePort,
+    Namespace, PathType, Secret, Service, ServicePort, ServiceType, SlicePort,
 };
 use lb_common::abi::Proto;
 use std::fmt::Write as _;
@@ -48,13 +48,15 @@ fn ingress(name: &str, created: i64, lines: &[&str]) -> Ingress {
     let mut ingress = Ingress { key: key(name), created, ..Ingress::default() };
     for line in lines {
         let words: Vec<&str> = line.split_whitespace().collect();
+        let index = ingress.rules.len();
         match words[..] {
             ["default", to] => ingress.default_backend = Some(backend(to)),
             ["tls", secret, ref hosts @ ..] => ingress.tls.push(IngressTls {
-                hosts: hosts.iter().map(ToString::to_string).collect(),
+                index: ingress.tls.len(),
+                hosts: hosts.iter().map(ToString::to_string).enumerate().collect(),
                 secret: (secret != "-").then(|| secret.to_string()),
             }),
-            [host] => ingress.rules.push(IngressRule { host: host.into(), paths: None }),
+            [host] => ingress.rules.push(IngressRule { index, host: host.into(), paths: None }),
             [host, kind, path, to] => {
                 let path_type = match kind {
                     "E" => PathType::Exact,
@@ -62,8 +64,8 @@ fn ingress(name: &str, created: i64, lines: &[&str]) -> Ingress {
                     _ => PathType::ImplementationSpecific,
                 };
                 let host = if host == "*" { "" } else { host };
-                let path = IngressPath { path: path.into(), path_type, backend: backend(to) };
-                ingress.rules.push(IngressRule { host: host.into(), paths: Some(vec![path]) });
+                let path = IngressPath { index: 0, path: path.into(), path_type, backend: backend(to) };
+                ingress.rules.push(IngressRule { index, host: host.into(), paths: Some(vec![path]) });
             }
             _ => panic!("{line}"),
         }

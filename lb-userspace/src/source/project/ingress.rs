@@ -46,6 +46,7 @@ pub fn ingress(from: &api::Ingress) -> Ingress {
         uid: meta.uid.clone().unwrap_or_default(),
         generation: meta.generation.unwrap_or_default(),
         created: meta.creation_timestamp.as_ref().map_or(0, |time| time.0.as_second()),
+        ending: meta.deletion_timestamp.is_some(),
         class: class(spec, &mut faults),
         class_annotation: annotation.filter(|class| !class.is_empty()).cloned(),
         default_backend,
@@ -81,7 +82,7 @@ fn rules(spec: &api::IngressSpec, faults: &mut Faults) -> Vec<IngressRule> {
             continue;
         }
         let paths = from.http.as_ref().map(|http| paths(i, http, &mut room, faults));
-        rules.push(IngressRule { host: host.to_owned(), paths });
+        rules.push(IngressRule { index: i, host: host.to_owned(), paths });
     }
     rules
 }
@@ -131,6 +132,7 @@ fn paths(
             continue;
         }
         paths.push(IngressPath {
+            index: j,
             path: path.to_owned(),
             path_type,
             backend: backend(&field("backend"), &from.backend, "the path answers 503", faults),
@@ -190,7 +192,7 @@ fn tls(spec: &api::IngressSpec, faults: &mut Faults) -> Vec<IngressTls> {
         let mut hosts = Vec::with_capacity(kept.len());
         for (j, host) in kept.iter().enumerate() {
             match syntax::host(host) {
-                Ok(()) => hosts.push(host.clone()),
+                Ok(()) => hosts.push((j, host.clone())),
                 Err(reason) => faults.tell(format!("{list}[{j}]"), format!("{reason}; it is ignored")),
             }
         }
@@ -207,7 +209,7 @@ fn tls(spec: &api::IngressSpec, faults: &mut Faults) -> Vec<IngressTls> {
                 false
             }
         });
-        entries.push(IngressTls { hosts, secret: secret.map(str::to_owned) });
+        entries.push(IngressTls { index: i, hosts, secret: secret.map(str::to_owned) });
     }
     entries
 }

@@ -41,33 +41,35 @@ fn everything_that_routes_are_made_of_is_read() {
     assert_eq!((ingress.class.as_deref(), ingress.class_annotation.as_deref()), (Some("weir"), Some("old")));
     let service = |name: &str, port| IngressBackend::Service { name: name.into(), port };
     assert_eq!(ingress.default_backend, Some(service("fallback", BackendPort::Name("http".into()))));
-    let path = |path: &str, path_type| {
+    let path = |index, path: &str, path_type| {
         let backend = service("web", BackendPort::Number(80));
-        IngressPath { path: path.into(), path_type, backend }
+        IngressPath { index, path: path.into(), path_type, backend }
     };
-    let rule = |host: &str, paths| IngressRule { host: host.into(), paths };
+    let rule = |index, host: &str, paths| IngressRule { index, host: host.into(), paths };
     assert_eq!(
         ingress.rules,
         [
             rule(
+                0,
                 "*.example.com",
                 Some(vec![
-                    path("/api", PathType::Prefix),
-                    path("/api/x", PathType::Exact),
-                    path("", PathType::ImplementationSpecific)
+                    path(0, "/api", PathType::Prefix),
+                    path(1, "/api/x", PathType::Exact),
+                    path(2, "", PathType::ImplementationSpecific)
                 ])
             ),
-            rule("bare.example.com", None),
-            rule("", Some(vec![path("/", PathType::Prefix)])),
+            rule(1, "bare.example.com", None),
+            rule(2, "", Some(vec![path(0, "/", PathType::Prefix)])),
         ]
     );
-    let tls = |hosts: &[&str], secret: Option<&str>| IngressTls {
-        hosts: hosts.iter().map(ToString::to_string).collect(),
+    let tls = |index, hosts: &[&str], secret: Option<&str>| IngressTls {
+        index,
+        hosts: hosts.iter().map(ToString::to_string).enumerate().collect(),
         secret: secret.map(str::to_owned),
     };
     assert_eq!(
         ingress.tls,
-        [tls(&["*.example.com"], Some("one")), tls(&[], Some("two")), tls(&["a.b"], None)]
+        [tls(0, &["*.example.com"], Some("one")), tls(1, &[], Some("two")), tls(2, &["a.b"], None)]
     );
     assert_eq!(
         ingress.status,
@@ -176,9 +178,32 @@ fn tls_hosts_are_judged_one_by_one() {
         {"hosts": ["good.example", "192.0.2.1"], "secretName": "one"},
         {"hosts": ["Bad.example"], "secretName": "two"},
         {"hosts": ["good.example"], "secretName": "not/a/name"}]}));
-    let kept: Vec<_> = ingress.tls.iter().map(|tls| (tls.hosts.join(","), tls.secret.as_deref())).collect();
-    assert_eq!(kept, [("good.example".to_owned(), Some("one")), ("good.example".to_owned(), None)]);
+    let good = || "good.example".to_owned();
+    let kept: Vec<_> = ingress.tls.iter().map(|tls| (tls.index, &tls.hosts, tls.secret.as_deref())).collect();
+    assert_eq!(kept, [(0, &vec![(0, good())], Some("one")), (2, &vec![(0, good())], None)]);
     assert_eq!(told(&ingress), ["spec.tls[0].hosts[1]", "spec.tls[1].hosts[0]", "spec.tls[2].secretName"]);
+}
+
+/// What is told of it later names the field that was written.
+#[test]
+fn what_is_left_out_moves_no_index() {
+    let path = |path: &str| json!({"path": path, "pathType": "Exact", "backend": web()});
+    let ingress = of(json!({
+        "rules": [
+            {"host": "192.0.2.1"},
+            {"host": "a.example", "http": {"paths": [path("no"), path("/yes"), path("no"), path("/too")]}}],
+        "tls": [{"hosts": ["Bad.example"]}, {"hosts": ["Bad.example", "a.example"]}]}));
+    let rule = &ingress.rules[0];
+    let paths: Vec<usize> = rule.paths.iter().flatten().map(|path| path.index).collect();
+    assert_eq!((rule.index, paths), (1, vec![1, 3]));
+    assert_eq!((ingress.tls[0].index, ingress.tls[0].hosts[0].0), (1, 1));
+}
+
+#[test]
+fn an_ingress_that_is_being_deleted_says_so() {
+    let at = json!("2026-01-02T03:04:05Z");
+    assert!(read(json!({"metadata": {"name": "web", "deletionTimestamp": at}})).ending);
+    assert!(!of(json!({})).ending);
 }
 
 #[test]

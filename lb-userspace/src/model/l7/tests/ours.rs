@@ -191,6 +191,67 @@ fn the_older_ingress_keeps_its_path_and_the_other_is_told() {
 }
 
 #[test]
+fn a_problem_names_the_field_as_it_was_written() {
+    let mut ingress = ingress("a", 0, &["x.example P /api none:80", "tls gone y.example *"]);
+    ingress.rules[0].index = 2;
+    ingress.rules[0].paths.as_mut().unwrap()[0].index = 1;
+    ingress.tls[0].index = 3;
+    ingress.tls[0].hosts[1].0 = 5;
+    let mut objects = Objects::default();
+    put_ingress(&mut objects, ingress);
+    objects.listed.insert(Kind::Secret);
+    assert_told(
+        &built(&objects),
+        &[
+            "spec.rules[2].http.paths[1]: x.example Prefix /api: there is no Service",
+            "spec.tls[3].secretName: Secret default/gone",
+            "spec.tls[3].hosts[5]: \"*\" is not a DNS name",
+        ],
+    );
+}
+
+/// A Namespace that is being deleted keeps its Ingresses until its last Pod is gone, and an
+/// Ingress its finalizers: what they hold is given to whoever stays, and served by them until
+/// then.
+#[test]
+fn an_ingress_that_is_being_deleted_gives_way_and_serves_what_nobody_else_asks_for() {
+    let mut objects = Objects::default();
+    web(&mut objects, "a/web", "10.0.0.1");
+    web(&mut objects, "b/web", "10.0.0.2");
+    put_ingress(&mut objects, ingress("a/old", 10, &["x.example P /api web:80", "default web:80"]));
+    put_ingress(&mut objects, ingress("a/any", 10, &["default web:80"]));
+    put_ingress(&mut objects, ingress("b/any", 20, &["default web:80"]));
+    let input = L7Input { now: NOW, ..L7Input::default() };
+    let mut model = built(&objects);
+    let default = |model: &L7Model| rules(model).into_iter().find(|line| line.starts_with("* default"));
+    assert_eq!(default(&model).unwrap(), "* default a/web:80 (a/any)");
+
+    let namespace = |ending| {
+        let namespace = Namespace { name: "a".into(), ending };
+        crate::source::Change::Upsert(crate::source::Object::Namespace(namespace))
+    };
+    let touched = objects.apply(namespace(true));
+    assert_eq!(touched.ingresses, [key("a/any"), key("a/old")].into(), "and none of another namespace");
+    model.update(&objects, &input, &touched);
+    assert_eq!(default(&model).unwrap(), "* default b/web:80 (b/any)");
+    assert_eq!(rules(&model)[0], "x.example P /api a/web:80 (a/old)", "nobody else's");
+    assert_told(
+        &model,
+        &[
+            "Ingress a/any: spec.defaultBackend: default of *: held by Ingress b/any, while this one is being deleted",
+        ],
+    );
+    // Both: the older one again. Neither any more: as before.
+    let mut ending = ingress("b/any", 20, &["default web:80"]);
+    ending.ending = true;
+    put_ingress(&mut objects, ending);
+    assert_eq!(default(&built(&objects)).unwrap(), "* default a/web:80 (a/any)");
+    let touched = objects.apply(namespace(false));
+    model.update(&objects, &input, &touched);
+    assert_eq!(default(&model).unwrap(), "* default a/web:80 (a/any)");
+}
+
+#[test]
 fn default_backends_are_for_their_own_hosts() {
     let mut objects = Objects::default();
     web(&mut objects, "web", "10.0.0.1");

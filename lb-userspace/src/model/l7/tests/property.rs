@@ -16,6 +16,7 @@ enum Step {
     NoClass(String),
     Secret(usize),
     NoSecret(ObjectKey),
+    Namespace(Namespace),
     Names(Names),
     Nodes(BTreeSet<IpAddr>),
     Time(i64),
@@ -76,38 +77,54 @@ fn any_host() -> impl Strategy<Value = String> {
 fn any_path() -> impl Strategy<Value = IngressPath> {
     let paths = vec!["", "/", "/a", "/a/", "/a/b", "/(x)", "a"];
     let types = vec![PathType::Exact, PathType::Prefix, PathType::ImplementationSpecific];
-    (prop::sample::select(paths), prop::sample::select(types), any_backend())
-        .prop_map(|(path, path_type, backend)| IngressPath { path: path.into(), path_type, backend })
+    (prop::sample::select(paths), prop::sample::select(types), any_backend()).prop_map(
+        |(path, path_type, backend)| IngressPath { index: 0, path: path.into(), path_type, backend },
+    )
 }
 
 fn any_tls() -> impl Strategy<Value = IngressTls> {
     let secret = prop::sample::select(vec![None, Some("s"), Some("t"), Some("gone")]);
-    (prop::collection::vec(any_host(), 0..3), secret)
-        .prop_map(|(hosts, secret)| IngressTls { hosts, secret: secret.map(Into::into) })
+    (prop::collection::vec(any_host(), 0..3), secret).prop_map(|(hosts, secret)| IngressTls {
+        index: 0,
+        hosts: hosts.into_iter().enumerate().collect(),
+        secret: secret.map(Into::into),
+    })
 }
 
 fn any_ingress() -> impl Strategy<Value = Ingress> {
     let rule = (any_host(), prop::option::of(prop::collection::vec(any_path(), 0..4)))
-        .prop_map(|(host, paths)| IngressRule { host, paths });
+        .prop_map(|(host, paths)| IngressRule { index: 0, host, paths });
     let class = || prop::sample::select(vec![None, None, Some("weir"), Some("other")]);
     (
         any_key(),
-        0..3_i64,
+        (0..3_i64, prop::bool::weighted(0.2)),
         (class(), class()),
         prop::option::of(any_backend()),
         prop::collection::vec(rule, 0..4),
         prop::collection::vec(any_tls(), 0..3),
     )
-        .prop_map(|(key, created, (class, annotation), default_backend, rules, tls)| Ingress {
+        .prop_map(|(key, (created, ending), (class, annotation), default_backend, rules, tls)| Ingress {
             key,
             created,
+            ending,
             class: class.map(Into::into),
             class_annotation: annotation.map(Into::into),
             default_backend,
-            rules,
-            tls,
+            rules: placed(rules),
+            tls: tls.into_iter().enumerate().map(|(index, tls)| IngressTls { index, ..tls }).collect(),
             ..Ingress::default()
         })
+}
+
+/// Gives each rule and path its place.
+fn placed(mut rules: Vec<IngressRule>) -> Vec<IngressRule> {
+    for (index, rule) in rules.iter_mut().enumerate() {
+        rule.index = index;
+        for (index, path) in rule.paths.iter_mut().flatten().enumerate() {
+            path.index = index;
+        }
+    }
+    rules
 }
 
 fn any_service() -> impl Strategy<Value = Service> {
@@ -171,6 +188,8 @@ fn any_step() -> impl Strategy<Value = Step> {
         1 => prop::sample::select(vec!["weir", "other"]).prop_map(|name| Step::NoClass(name.into())),
         3 => (0..5_usize).prop_map(Step::Secret),
         1 => prop::sample::select(vec!["x/s", "y/s", "y/t"]).prop_map(|text| Step::NoSecret(key(text))),
+        2 => (prop::sample::select(vec!["x", "y"]), any::<bool>())
+            .prop_map(|(name, ending)| Step::Namespace(Namespace { name: name.into(), ending })),
         1 => prop::collection::btree_map(names, found, 0..3).prop_map(Step::Names),
         1 => any_addresses().prop_map(|ips| Step::Nodes(ips.into_iter().collect())),
         2 => prop::sample::select(vec![NOW, NOW + 120_000_000, NOW + 200_000_000]).prop_map(Step::Time),
@@ -191,6 +210,7 @@ fn take(objects: &mut Objects, input: &mut L7Input, step: Step) -> Touched {
         Step::NoClass(name) => gone(Kind::IngressClass, ObjectKey::new("", name)),
         Step::Secret(index) => Change::Upsert(Object::Secret(secrets()[index].clone())),
         Step::NoSecret(key) => gone(Kind::Secret, key),
+        Step::Namespace(namespace) => Change::Upsert(Object::Namespace(namespace)),
         Step::Names(names) => {
             input.names = Arc::new(names);
             return Touched::default();
