@@ -21,6 +21,10 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+mod ingress;
+
+pub use ingress::{L7Reading, SERIES};
+
 type Labels = Vec<(&'static str, String)>;
 
 /// What is read at the moment of asking.
@@ -36,23 +40,6 @@ pub struct Reading {
     pub pending_ops: usize,
     /// `None`: `--l7 off`.
     pub l7: Option<L7Reading>,
-}
-
-/// What the L7 half has published.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct L7Reading {
-    pub ingresses: usize,
-    pub hosts: usize,
-    pub rules: usize,
-    pub pools: usize,
-    pub endpoints: usize,
-    pub certificates: usize,
-    /// Secrets that are referred to and cannot be served (I31).
-    pub unusable_secrets: usize,
-    /// Seconds since the epoch.
-    pub first_expiry: Option<i64>,
-    /// Publications so far.
-    pub generation: u64,
 }
 
 /// What one round did, for the histograms.
@@ -349,7 +336,7 @@ impl Collector for Latest {
                 .map(|(kind, n)| ([("kind", kind)], u32::try_from(n).unwrap_or(u32::MAX))),
         )?;
         if let Some(l7) = &reading.l7 {
-            encode_l7(&mut encoder, l7)?;
+            l7.encode(&mut encoder)?;
         }
         let service = |key: &ObjectKey| ("service", key.to_string());
         counters(
@@ -371,45 +358,6 @@ impl Collector for Latest {
             }),
         )
     }
-}
-
-fn encode_l7(encoder: &mut DescriptorEncoder<'_>, l7: &L7Reading) -> Result<(), std::fmt::Error> {
-    let rows = [
-        ("ingress", l7.ingresses),
-        ("host", l7.hosts),
-        ("rule", l7.rules),
-        ("pool", l7.pools),
-        ("endpoint", l7.endpoints),
-        ("certificate", l7.certificates),
-    ];
-    gauges(
-        encoder,
-        "lb_l7_published_count",
-        "What the routes hold, by kind",
-        rows.map(|(kind, n)| ([("kind", kind)], u32::try_from(n).unwrap_or(u32::MAX))),
-    )?;
-    let bad = u32::try_from(l7.unusable_secrets).unwrap_or(u32::MAX);
-    gauges(
-        encoder,
-        "lb_l7_unusable_secrets_count",
-        "Secrets that Ingresses refer to and that cannot be served",
-        [([("why", "bad")], bad)],
-    )?;
-    if let Some(at) = l7.first_expiry {
-        let mut family = encoder.encode_descriptor(
-            "lb_l7_first_certificate_expiry_timestamp_seconds",
-            "When the first of the served certificates expires",
-            None,
-            MetricType::Gauge,
-        )?;
-        ConstGauge::new(at).encode(family.encode_family(&[("of", "served")])?)?;
-    }
-    counters(
-        encoder,
-        "lb_l7_publications",
-        "Steps from one table of routes to the next",
-        [([("what", "routes")], l7.generation)],
-    )
 }
 
 fn counters<L: prometheus_client::encoding::EncodeLabelSet>(
@@ -458,7 +406,8 @@ mod tests {
         let flows = ServiceCounters { packet_flows: 5, ..ServiceCounters::default() };
         let services = BTreeMap::from([(ObjectKey::new("default", "web"), flows)]);
         let fill = vec![MapFill { map: "FLOWS", used: 1, capacity: 2 }];
-        let l7 = Some(L7Reading { hosts: 3, first_expiry: Some(1_900_000_000), ..L7Reading::default() });
+        let l7 = L7Reading { hosts: 3, first_expiry: Some(1_900_000_000), ..L7Reading::default() };
+        let l7 = Some(l7);
         let text = metrics.text(Some(Reading { counters, services, fill, l7, ..Reading::default() }));
         for line in [
             "lb_datapath_verdicts_total{verdict=\"drop\",reason=\"no_endpoint\"} 7",

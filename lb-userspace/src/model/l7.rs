@@ -26,6 +26,8 @@ mod pools;
 mod tests;
 mod tls;
 
+pub use tls::Issued;
+
 /// Looked-up names of ExternalName Services (lower case, no trailing dot): their addresses, or
 /// why there are none. One that is absent is not looked up yet.
 pub type Names = BTreeMap<String, Result<Vec<IpAddr>, String>>;
@@ -59,6 +61,26 @@ pub struct L7Input {
     pub names: Arc<Names>,
     /// Served where there is no other (I30).
     pub self_signed: Option<Arc<Certificate>>,
+}
+
+/// Why some requests of an Ingress lead nowhere, told apart as ingress-nginx does.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Orphan {
+    /// A backend's Service is not there.
+    NoService,
+    /// A backend's Service has no such port, or nothing behind it.
+    NoEndpoint,
+}
+
+impl Orphan {
+    pub const ALL: [Self; 2] = [Self::NoService, Self::NoEndpoint];
+
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::NoService => "no-service",
+            Self::NoEndpoint => "no-endpoint",
+        }
+    }
 }
 
 /// Reads the certificate of a Secret, whatever the time.
@@ -468,6 +490,40 @@ impl L7Model {
 
     pub fn is_ours(&self, ingress: &ObjectKey) -> bool {
         self.claims.contains_key(ingress)
+    }
+
+    /// The Ingresses that lead nowhere with some of their requests, and why.
+    pub fn orphans(&self) -> BTreeSet<(Orphan, &ObjectKey)> {
+        let mut orphans = BTreeSet::new();
+        for (key, claims) in &self.claims {
+            for (service, ports) in &claims.services {
+                let offer = self.offers.get(&**service).filter(|offer| offer.exists);
+                let Some(offer) = offer else {
+                    orphans.insert((Orphan::NoService, key));
+                    continue;
+                };
+                let leads = |port| {
+                    let number = offer.ports.get(port).and_then(|number| number.as_ref().ok());
+                    let pool = number.and_then(|number| offer.pools.get(number));
+                    pool.is_some_and(|pool| !pool.endpoints.is_empty())
+                };
+                if !ports.iter().all(leads) {
+                    orphans.insert((Orphan::NoEndpoint, key));
+                }
+            }
+        }
+        orphans
+    }
+
+    /// Who issued the certificates of Secrets that are served: the first `most` to end.
+    pub fn issued(&self, most: usize) -> Vec<(ObjectKey, Issued)> {
+        let mut served: Vec<_> = self.routes.certificates.iter().collect();
+        served.retain(|(key, _)| **key != self_signed_key());
+        served.sort_by_key(|(_, certificate)| certificate.not_after);
+        let issued = |(key, certificate): (&ObjectKey, &Arc<Certificate>)| {
+            Some((key.clone(), tls::issued(certificate)?))
+        };
+        served.into_iter().take(most).filter_map(issued).collect()
     }
 
     /// The Ingresses that are ours (I4, I69).

@@ -10,13 +10,13 @@ use super::Reconciler;
 use super::reports::Reporting;
 use crate::board::{L7Phase, L7Snapshot, now_ms};
 use crate::link::Link;
-use crate::metrics::L7Reading;
-use crate::model::l7::{L7Input, L7Model, L7Options, Names};
+use crate::metrics::{L7Reading, SERIES};
+use crate::model::l7::{L7Input, L7Model, L7Options, Names, Orphan};
 use crate::model::routes::Certificate;
 use crate::problem::{Kind, ObjectKey, Problem};
 use crate::source::{Objects, Touched};
 use crate::status::Reports;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -165,6 +165,14 @@ impl L7 {
 
     fn reading(&self) -> L7Reading {
         let routes = self.model.routes();
+        let mut orphans: BTreeMap<Orphan, (usize, Vec<ObjectKey>)> = BTreeMap::new();
+        for (orphan, key) in self.model.orphans() {
+            let (count, first) = orphans.entry(orphan).or_default();
+            *count += 1;
+            if first.len() < SERIES {
+                first.push(key.clone());
+            }
+        }
         L7Reading {
             ingresses: self.model.owned().count(),
             hosts: routes.hosts.len(),
@@ -175,6 +183,8 @@ impl L7 {
             unusable_secrets: self.model.unusable_secrets(),
             first_expiry: routes.certificates.values().map(|certificate| certificate.not_after).min(),
             generation: self.link.published(),
+            orphans,
+            issued: self.model.issued(SERIES),
         }
     }
 }

@@ -25,6 +25,8 @@ pub(super) const API_SERVER: (&str, &str) = ("default", "kubernetes");
 /// What one Service gives to those who refer to it.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub(super) struct Offer {
+    /// There is such a Service.
+    pub(super) exists: bool,
     /// The number of each port that is asked for, or why there is no way to it.
     pub(super) ports: BTreeMap<BackendPort, Result<u16, String>>,
     pub(super) pools: BTreeMap<u16, Pool>,
@@ -94,6 +96,7 @@ pub(super) fn offer(
         offer.ports = asked.iter().map(|port| (port.clone(), missing())).collect();
         return offer;
     };
+    offer.exists = true;
     let external = (service.kind == ServiceType::ExternalName).then(|| {
         let (name, addresses) = resolve(service, options, guard, names, &mut offer.problems);
         offer.external_name = name;

@@ -10,7 +10,9 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use std::collections::BTreeSet;
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
+use x509_parser::oid_registry::OID_X509_SERIALNUMBER;
 use x509_parser::prelude::FromDer;
+use x509_parser::x509::AttributeTypeAndValue;
 use zeroize::{Zeroize, Zeroizing};
 
 /// The type of a Secret that holds a certificate.
@@ -21,6 +23,9 @@ const CHAIN: usize = 16;
 const CHAIN_BYTES: usize = 128 << 10;
 /// DNS names of one certificate that are known.
 const NAMES: usize = 2_000;
+
+/// Longest text of a certificate that is told, in characters.
+const LABEL: usize = 200;
 
 /// Reads a Secret, whatever the time.
 ///
@@ -87,6 +92,45 @@ impl<'a> Names<'a> {
             HostPattern::Any => false,
         }
     }
+}
+
+/// What a certificate says of itself, as ingress-nginx's metric has it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Issued {
+    /// The first of its names; empty: it has none.
+    pub host: String,
+    /// Serial number of the issuer's name, which few have, and that of the certificate.
+    pub identifier: String,
+    pub issuer_common_name: String,
+    pub issuer_organization: String,
+    /// Decimal.
+    pub serial_number: String,
+    /// `RSA`, `ECDSA`, `Ed25519`.
+    pub algorithm: &'static str,
+}
+
+/// Reads what there is to tell of a certificate; texts are cut.
+pub(super) fn issued(certificate: &Certificate) -> Option<Issued> {
+    let leaf = parse(certificate.chain.first()?).ok()?;
+    let text = |text: &str| text.chars().take(LABEL).collect::<String>();
+    let first = |attribute: Option<&AttributeTypeAndValue<'_>>| {
+        attribute.and_then(|attribute| attribute.as_str().ok()).map(text).unwrap_or_default()
+    };
+    let issuer = leaf.issuer();
+    let serial_number = text(&leaf.tbs_certificate.serial.to_string());
+    Some(Issued {
+        host: certificate.names.first().map(|name| text(name)).unwrap_or_default(),
+        identifier: format!("{}-{serial_number}", first(issuer.iter_by_oid(&OID_X509_SERIALNUMBER).next())),
+        issuer_common_name: first(issuer.iter_common_name().next()),
+        issuer_organization: first(issuer.iter_organization().next()),
+        serial_number,
+        algorithm: match leaf.public_key().algorithm.algorithm.to_id_string().as_str() {
+            "1.2.840.113549.1.1.1" => "RSA",
+            "1.2.840.10045.2.1" => "ECDSA",
+            "1.3.101.112" => "Ed25519",
+            _ => "unknown",
+        },
+    })
 }
 
 fn chain(pem: &[u8]) -> Result<Vec<Vec<u8>>, String> {

@@ -270,3 +270,33 @@ fn an_endpoint_that_changes_touches_no_host() {
     let updates = model.update(&objects, &L7Input { now: NOW, ..L7Input::default() }, &touched);
     assert!(matches!(updates[..], [Update::Pool(..)]), "{updates:?}");
 }
+
+#[test]
+fn an_ingress_that_leads_nowhere_is_an_orphan_of_one_sort_or_both() {
+    let mut objects = Objects::default();
+    web(&mut objects, "web", "10.0.0.1");
+    web(&mut objects, "empty", "10.0.0.2-");
+    for (name, lines) in [
+        ("good", ["a.example P / web:80"]),
+        ("no-service", ["b.example P / gone:80"]),
+        ("no-endpoint", ["c.example P / empty:80"]),
+        ("no-port", ["d.example P / web:81"]),
+        ("default", ["default gone:80"]),
+    ] {
+        put_ingress(&mut objects, ingress(name, 0, &lines));
+    }
+    put_ingress(&mut objects, ingress("both", 0, &["e.example P / gone:80", "e.example P /x empty:80"]));
+    let model = built(&objects);
+    let told = model.orphans().into_iter().map(|(orphan, key)| format!("{} {}", orphan.label(), key.name));
+    assert_eq!(
+        told.collect::<Vec<_>>(),
+        [
+            "no-service both",
+            "no-service default",
+            "no-service no-service",
+            "no-endpoint both",
+            "no-endpoint no-endpoint",
+            "no-endpoint no-port",
+        ]
+    );
+}

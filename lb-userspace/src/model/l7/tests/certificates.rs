@@ -64,6 +64,31 @@ const PKCS1: &str = include_str!("data/rsa-pkcs1.key");
 const SEC1: (&str, &str) = (include_str!("data/ec.crt"), include_str!("data/ec-sec1.key"));
 
 #[test]
+fn what_a_served_certificate_says_of_itself_is_told() {
+    let mut params =
+        CertificateParams::new(vec!["*.b.example".to_string(), "a.example".to_string()]).unwrap();
+    params.distinguished_name.push(rcgen::DnType::CommonName, "An authority");
+    params.distinguished_name.push(rcgen::DnType::OrganizationName, "A company".repeat(100));
+    params.serial_number = Some(rcgen::SerialNumber::from(vec![1, 0]));
+    let private = KeyPair::generate().unwrap();
+    let own = params.self_signed(&private).unwrap().pem();
+    let mut objects = objects();
+    put_secret(&mut objects, secret("own", &own, &private.serialize_pem()));
+    put_secret(&mut objects, secret("rsa", CRT, PKCS1));
+    let lines = ["a.example P / web:80", "tls own a.example", "tls rsa rsa.example", "tls gone x.example"];
+    put_ingress(&mut objects, ingress("a", 0, &lines));
+    let model = built_with(options(), &objects, &input());
+    let issued: BTreeMap<_, _> = model.issued(10).into_iter().collect();
+    assert_eq!(issued.keys().map(|key| key.name.as_str()).collect::<Vec<_>>(), ["own", "rsa"]);
+    let own = &issued[&key("own")];
+    assert_eq!((own.host.as_str(), own.algorithm), ("*.b.example", "ECDSA"));
+    assert_eq!((own.serial_number.as_str(), own.identifier.as_str()), ("256", "-256"));
+    assert_eq!((own.issuer_common_name.as_str(), own.issuer_organization.len()), ("An authority", 200));
+    assert_eq!(issued[&key("rsa")].algorithm, "RSA");
+    assert_eq!(model.issued(1).len(), 1);
+}
+
+#[test]
 fn keys_come_in_three_forms() {
     let ed25519 = {
         let key = KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap();
