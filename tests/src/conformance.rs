@@ -19,7 +19,7 @@ use std::time::Duration;
 
 /// Executions of the whole suite: scenarios, outlines by example.
 pub const EXECUTIONS: usize = 30;
-/// The suite polls every five seconds and sleeps for a minute once: some twelve minutes.
+/// The suite polls every five seconds and sleeps for a minute once: some fourteen minutes.
 const PATIENCE: Duration = Duration::from_secs(30 * 60);
 const VARIABLE: &str = "WEIR_INGRESS_CONFORMANCE";
 

@@ -45,7 +45,7 @@ enum Layer {
     /// Outside judges of the proxy: h2spec.
     Suites,
     /// The upstream suite for Ingress controllers, from the folder that
-    /// `WEIR_INGRESS_CONFORMANCE` names; some twelve minutes.
+    /// `WEIR_INGRESS_CONFORMANCE` names; some fourteen minutes.
     Conformance,
 }
 

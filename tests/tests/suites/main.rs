@@ -1,5 +1,7 @@
-//! Outside judges of what the proxy serves. Needs root: `cargo xtask test suites`.
+//! Outside judges of what the proxy serves, and the rules of Ingress over a real API server with
+//! pods that controllers make. Needs root: `cargo xtask test suites`.
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 mod h2spec;
+mod rules;
