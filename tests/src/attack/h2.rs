@@ -2,10 +2,10 @@
 //! thing can be said (RFC 9113, RFC 7541).
 
 use super::exchange::is_timeout;
-use crate::web::tls::Any;
+use crate::web::tls::any;
 use anyhow::{Context, Result, bail};
 use rustls::pki_types::ServerName;
-use rustls::{ClientConfig, ClientConnection, StreamOwned};
+use rustls::{ClientConnection, StreamOwned};
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
 use std::sync::Arc;
@@ -272,7 +272,7 @@ pub fn code(payload: &[u8], at: usize) -> u32 {
 
 /// `:status` of a header block made without a dynamic table: it comes first (RFC 9113
 /// section 8.3), after table size updates.
-fn status_of(block: &[u8]) -> Option<u16> {
+pub fn status_of(block: &[u8]) -> Option<u16> {
     let mut block = block;
     while let [first, rest @ ..] = block
         && first & 0xe0 == 0x20
@@ -330,12 +330,7 @@ pub fn tls(
     name: &str,
     alpn: &[&[u8]],
 ) -> Result<StreamOwned<ClientConnection, TcpStream>> {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let mut config = ClientConfig::builder_with_provider(Arc::clone(&provider))
-        .with_safe_default_protocol_versions()?
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Any(provider)))
-        .with_no_client_auth();
+    let mut config = any(rustls::DEFAULT_VERSIONS)?;
     config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
     let mut connection = ClientConnection::new(Arc::new(config), ServerName::try_from(name.to_owned())?)?;
     tcp.set_read_timeout(Some(Duration::from_secs(10)))?;

@@ -381,12 +381,7 @@ fn server_name() -> ServerName<'static> {
 fn client_config(alpn: &[u8]) -> Result<ClientConfig> {
     let mut provider = weir::proxy::tls::provider();
     provider.kx_groups.retain(|group| group.name() == rustls::NamedGroup::X25519);
-    let provider = Arc::new(provider);
-    let mut config = ClientConfig::builder_with_provider(Arc::clone(&provider))
-        .with_protocol_versions(&[&rustls::version::TLS13])?
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(crate::web::tls::Any(provider)))
-        .with_no_client_auth();
+    let mut config = crate::web::tls::any_with(provider, &[&rustls::version::TLS13])?;
     config.alpn_protocols = vec![alpn.to_vec()];
     config.resumption = rustls::client::Resumption::disabled();
     Ok(config)

@@ -7,11 +7,11 @@
 
 use super::figures::{Spread, print, quantile};
 use super::{load_average, machine, write};
+use crate::web::tls::any;
 use anyhow::{Context, Result, bail, ensure};
 use rcgen::{CertificateParams, KeyPair};
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme, SupportedProtocolVersion};
+use rustls::SupportedProtocolVersion;
+use rustls::pki_types::ServerName;
 use serde_json::json;
 use std::fs;
 use std::future::Future;
@@ -64,7 +64,7 @@ pub fn run(options: &Options) -> Result<()> {
         for (version, of) in versions {
             let mut figures = Vec::new();
             for resumed in [false, true] {
-                let client = client(of, resumed);
+                let client = client(of, resumed)?;
                 let acceptor = acceptor(key)?;
                 let mut samples = Vec::new();
                 for _ in 0..options.rounds {
@@ -144,55 +144,12 @@ fn acceptor(key: &KeyPair) -> Result<Acceptor> {
     Ok(Acceptor::new(certificates, tls::Options::default()))
 }
 
-/// Takes every certificate.
-#[derive(Debug)]
-struct Any;
-
-impl ServerCertVerifier for Any {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        tls::provider().signature_verification_algorithms.supported_schemes()
-    }
-}
-
-fn client(version: &'static SupportedProtocolVersion, resumed: bool) -> TlsConnector {
-    let builder = ClientConfig::builder_with_provider(Arc::new(tls::provider()))
-        .with_protocol_versions(&[version])
-        .map(|builder| builder.dangerous().with_custom_certificate_verifier(Arc::new(Any)));
-    // The version is one that the cryptography has.
-    let mut config = builder.unwrap_or_else(|error| panic!("{error}")).with_no_client_auth();
+fn client(version: &'static SupportedProtocolVersion, resumed: bool) -> Result<TlsConnector> {
+    let mut config = any(&[version])?;
     if !resumed {
         config.resumption = rustls::client::Resumption::disabled();
     }
-    TlsConnector::from(Arc::new(config))
+    Ok(TlsConnector::from(Arc::new(config)))
 }
 
 /// Counts the time in which a future is polled.
@@ -249,7 +206,7 @@ async fn handshakes(
 async fn idle(acceptor: &Acceptor, count: usize) -> Result<Vec<(tls::TlsStream<TcpStream>, TcpStream)>> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let address = listener.local_addr()?;
-    let client = client(&rustls::version::TLS13, false);
+    let client = client(&rustls::version::TLS13, false)?;
     let name = ServerName::try_from(HOST)?;
     let mut open = Vec::with_capacity(count);
     for _ in 0..count {
@@ -303,7 +260,7 @@ fn lookups(count: usize, key: &KeyPair, runtime: &tokio::runtime::Runtime) -> Re
         })
         .collect::<Result<_>>()?;
     let acceptor = Acceptor::new(certificates, tls::Options::default());
-    let client = client(&rustls::version::TLS13, false);
+    let client = client(&rustls::version::TLS13, false)?;
     runtime.block_on(async {
         for name in &names {
             let (near, far) = duplex(64 << 10);

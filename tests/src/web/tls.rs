@@ -4,7 +4,7 @@ use super::{Shown, Tls, Version};
 use anyhow::{Context, Result};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
-use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme, SupportedProtocolVersion};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use std::io::Write;
@@ -21,21 +21,18 @@ pub(super) async fn connect(
     stream: TcpStream,
     early: &[u8],
 ) -> Result<TlsStream<TcpStream>> {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder =
-        ClientConfig::builder_with_provider(Arc::clone(&provider)).with_safe_default_protocol_versions()?;
     let mut config = match &tls.roots {
         Some(pem) => {
             let mut roots = RootCertStore::empty();
             for root in CertificateDer::pem_slice_iter(pem.as_bytes()) {
                 roots.add(root?)?;
             }
-            builder.with_root_certificates(roots).with_no_client_auth()
+            ClientConfig::builder_with_provider(Arc::new(weir::proxy::tls::provider()))
+                .with_safe_default_protocol_versions()?
+                .with_root_certificates(roots)
+                .with_no_client_auth()
         }
-        None => builder
-            .dangerous()
-            .with_custom_certificate_verifier(Arc::new(Any(provider)))
-            .with_no_client_auth(),
+        None => any(rustls::DEFAULT_VERSIONS)?,
     };
     config.alpn_protocols = match version {
         Version::One | Version::WebSocket => vec![b"http/1.1".to_vec()],
@@ -80,9 +77,33 @@ pub(super) fn alpn(stream: &TlsStream<TcpStream>) -> Option<String> {
     stream.get_ref().1.alpn_protocol().map(|name| String::from_utf8_lossy(name).into_owned())
 }
 
+/// A client that takes any certificate whose key signs the handshake.
+///
+/// # Errors
+/// When the cryptography has none of the versions.
+pub(crate) fn any(versions: &[&'static SupportedProtocolVersion]) -> Result<ClientConfig> {
+    any_with(weir::proxy::tls::provider(), versions)
+}
+
+/// The same with another choice of cryptography.
+///
+/// # Errors
+/// When the cryptography has none of the versions.
+pub(crate) fn any_with(
+    provider: CryptoProvider,
+    versions: &[&'static SupportedProtocolVersion],
+) -> Result<ClientConfig> {
+    let provider = Arc::new(provider);
+    Ok(ClientConfig::builder_with_provider(Arc::clone(&provider))
+        .with_protocol_versions(versions)?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(Any(provider)))
+        .with_no_client_auth())
+}
+
 /// Takes any certificate whose key signs the handshake.
 #[derive(Debug)]
-pub(crate) struct Any(pub(crate) Arc<CryptoProvider>);
+struct Any(Arc<CryptoProvider>);
 
 impl ServerCertVerifier for Any {
     fn verify_server_cert(

@@ -171,10 +171,7 @@ fn private_key(pem: &[u8]) -> Result<Zeroizing<Vec<u8>>, String> {
 fn public_key(key: &[u8]) -> Result<Vec<u8>, String> {
     // The form is told from the bytes, here as in whoever serves it.
     let der = PrivateKeyDer::try_from(key).map_err(|_| "it has a tls.key of no known form")?;
-    let provider = rustls::crypto::ring::default_provider();
-    let signing = provider
-        .key_provider
-        .load_private_key(der.clone_key())
+    let signing = rustls::crypto::aws_lc_rs::sign::any_supported_type(&der)
         .map_err(|_| "it has a tls.key that is damaged or of a kind that is not served")?;
     let public = signing.public_key().ok_or("it has a tls.key of a kind that is not served")?;
     Ok(public.as_ref().to_vec())

@@ -22,9 +22,9 @@ pub(super) struct Crypto {
 }
 
 pub(super) const CRYPTO: Crypto = Crypto {
-    provider: rustls::crypto::ring::default_provider,
-    ticket_key: rustls::crypto::ring::Ticketer::new,
-    load_key: rustls::crypto::ring::sign::any_supported_type,
+    provider: rustls::crypto::aws_lc_rs::default_provider,
+    ticket_key: rustls::crypto::aws_lc_rs::Ticketer::new,
+    load_key: rustls::crypto::aws_lc_rs::sign::any_supported_type,
 };
 
 /// The cryptography as rustls takes it: for clients that are to have the same.

@@ -50,7 +50,7 @@ pub async fn connect(options: &ClientOptions) -> anyhow::Result<Client> {
 /// The same, and the address that answered.
 pub(super) async fn connect_to(options: &ClientOptions) -> anyhow::Result<(Client, String)> {
     // The provider is a matter of the whole process; whoever was first is as good.
-    let _was_there = rustls::crypto::ring::default_provider().install_default();
+    let _was_there = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let mut errors = Vec::new();
     for config in candidates(options).await? {
         let address = config.cluster_url.to_string();
