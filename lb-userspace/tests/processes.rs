@@ -106,6 +106,7 @@ struct Weir {
     child: Child,
     log: PathBuf,
     socket: PathBuf,
+    metrics: u16,
 }
 
 impl Weir {
@@ -123,12 +124,13 @@ impl Weir {
                 command
             }
         };
+        let metrics = free_port();
         let (log, socket) = (place.path(&format!("{name}.log")), place.path(&format!("{name}.sock")));
         command
             .args(["run", "--l4=off", "--node-name=here", "--log-level=debug", "--access-log=off"])
             .args(["--proxy-workers=2", "--drain-delay=0s", "--drain-timeout=5s"])
             .args(["--allow-endpoint-cidr=127.0.0.0/8", "--healthz-listen=127.0.0.1:0"])
-            .arg("--metrics-listen=127.0.0.1:0")
+            .arg(format!("--metrics-listen=127.0.0.1:{metrics}"))
             .arg(format!("--manifests={}", place.path("manifests").display()))
             .arg(format!("--state-dir={}", place.path("state").display()))
             .arg(format!("--admin-socket={}", socket.display()))
@@ -141,7 +143,7 @@ impl Weir {
             .stdout(Stdio::null())
             .stderr(fs::File::create(&log).unwrap())
             .process_group(0);
-        Self { child: command.spawn().unwrap(), log, socket }
+        Self { child: command.spawn().unwrap(), log, socket, metrics }
     }
 
     /// A weir that serves.
@@ -584,6 +586,25 @@ fn the_proxy_has_no_privilege_no_secret_and_nothing_of_bpf() {
         let target = fs::read_link(entry.unwrap().path()).unwrap_or_default().display().to_string();
         assert!(!target.contains("bpf"), "the supervisor holds {target}");
     }
+}
+
+#[test]
+fn metrics_of_the_proxy_name_the_node() {
+    let place = Place::new();
+    let weir = Weir::serving(&place, "weir");
+    weir.until("the request is counted under the node's name", || {
+        let text = metrics(weir.metrics).unwrap_or_default();
+        let counted = |line: &&str| line.starts_with("nginx_ingress_controller_requests{");
+        text.lines().filter(counted).any(|line| line.contains("controller_pod=\"here\""))
+    });
+}
+
+fn metrics(port: u16) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text)?;
+    Ok(text)
 }
 
 #[test]
