@@ -117,7 +117,7 @@ impl Job<'_> {
             }
         };
         let is_fresh = connect.is_some();
-        let request = self.request(true);
+        let request = self.request(address, true);
         let answered = connection.exchange(request, self.source.as_ref(), self.upgrade.is_some()).await;
         let status = answered.as_ref().ok().map(Response::status);
         self.account.attempted(address, connect, status);
@@ -199,7 +199,8 @@ impl Job<'_> {
         let is_fresh = connect.is_some();
         let deadline = worker.deadlines.add();
         let limit = worker.shared.settings.upstream.read;
-        let answered = connection.exchange(self.request(false), self.source.as_ref(), &deadline, limit).await;
+        let answered =
+            connection.exchange(self.request(address, false), self.source.as_ref(), &deadline, limit).await;
         let status = answered.as_ref().ok().map(Response::status);
         self.account.attempted(address, connect, status);
         let response = match answered {
@@ -226,12 +227,17 @@ impl Job<'_> {
     }
 
     /// The request as the origin gets it, made anew from what was received (H2).
-    fn request(&self, http1: bool) -> Request<Upload> {
+    fn request(&self, address: SocketAddr, http1: bool) -> Request<Upload> {
+        // HTTP/1.0 may name no host; an empty one is read in many ways.
+        let unnamed = self.authority.is_empty().then(|| HeaderValue::try_from(address.to_string()).ok());
+        let authority = unnamed.flatten();
+        let authority = authority.as_ref().unwrap_or(self.authority);
         let rewrite = Rewrite {
             conn: self.conn,
-            authority: self.authority,
+            authority,
             upgrade: self.upgrade,
             request_id: &self.account.request_id,
+            body: self.source.as_ref().map(|source| source.length()),
             http1,
         };
         let mut request = Request::new(Upload::new(self.source.clone()));
@@ -243,8 +249,7 @@ impl Job<'_> {
         *request.uri_mut() = if http1 {
             Uri::from(target)
         } else {
-            let uri =
-                Uri::builder().scheme("http").authority(self.authority.as_bytes()).path_and_query(target);
+            let uri = Uri::builder().scheme("http").authority(authority.as_bytes()).path_and_query(target);
             uri.build().unwrap_or_default()
         };
         request

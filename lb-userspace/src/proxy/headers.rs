@@ -3,7 +3,7 @@
 //! A request's fields are always written anew from what was received (H2, I46, I47): what is
 //! about one hop only is left out (H34), what says who the client is is set here and never
 //! believed unless the peer is trusted (H33), names with `_` are left out since origins read
-//! them as `-` (H10).
+//! them as `-` (H10), and so are trailers' names with `"`, which the HTTP library lets pass.
 
 use crate::proxy::conn::Conn;
 use crate::proxy::engine::{Scheme, Settings};
@@ -35,6 +35,8 @@ pub(super) struct Rewrite<'a> {
     /// The protocol to be upgraded to, where that is asked for.
     pub(super) upgrade: Option<&'a HeaderValue>,
     pub(super) request_id: &'a HeaderValue,
+    /// The body, if there is one, and the length that its head says.
+    pub(super) body: Option<Option<u64>>,
     /// HTTP/1.1 upstream.
     pub(super) http1: bool,
 }
@@ -75,9 +77,18 @@ pub(super) fn upstream(received: &HeaderMap, rewrite: &Rewrite<'_>) -> HeaderMap
     if received.get(TE).is_some_and(wants_trailers) {
         fields.insert(TE, HeaderValue::from_static("trailers"));
     }
-    // A zero that was said is said again; other lengths are the body's to say.
-    if received.get(CONTENT_LENGTH).is_some_and(|length| length.as_bytes() == b"0") {
-        fields.insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
+    match rewrite.body {
+        // A zero that was said is said again; other lengths are the body's to say.
+        None if received.get(CONTENT_LENGTH).is_some_and(|length| length.as_bytes() == b"0") => {
+            fields.insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
+        }
+        // hyper sends no body of unknown length with GET or HEAD unless the head says so. And
+        // one that came over HTTP/2 with a length of zero and no end yet may turn out not to be
+        // empty: a head that says zero would make a whole request of it (H14).
+        Some(None | Some(0)) if rewrite.http1 => {
+            fields.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+        }
+        None | Some(_) => {}
     }
     match rewrite.upgrade {
         Some(protocol) if rewrite.http1 => {
@@ -230,7 +241,7 @@ fn is_replaced(name: &HeaderName) -> bool {
         }
         Some(_) | None => false,
     };
-    by_name || text.as_bytes().contains(&b'_')
+    by_name || text.bytes().any(|byte| byte == b'_' || byte == b'"')
 }
 
 /// Makes an origin's fields those of the answer: without the ones of its hop, in our name.

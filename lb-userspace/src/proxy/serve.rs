@@ -137,6 +137,9 @@ async fn answer(
 fn authority(conn: &Conn, parts: &Parts) -> Result<HeaderValue, Failed> {
     let bad = Failed::Refused(Refusal::BadRequest);
     let field = parts.headers.get(HOST);
+    if conn.is_h2() && !is_sound(parts) {
+        return Err(bad);
+    }
     let Some(authority) = parts.uri.authority() else {
         return match field {
             Some(host) if conn.is_h2() && !judge::is_authority(host.as_bytes()) => Err(bad),
@@ -148,12 +151,19 @@ fn authority(conn: &Conn, parts: &Parts) -> Result<HeaderValue, Failed> {
     if conn.is_h2() {
         let is_same =
             |host: &HeaderValue| host.as_bytes().eq_ignore_ascii_case(authority.as_str().as_bytes());
-        let count = parts.headers.get_all(HOST).iter().count();
-        if count > 1 || !field.is_none_or(is_same) || !judge::is_authority(authority.as_str().as_bytes()) {
+        if !field.is_none_or(is_same) || !judge::is_authority(authority.as_str().as_bytes()) {
             return Err(bad);
         }
     }
     HeaderValue::from_str(authority.as_str()).map_err(|_| bad)
+}
+
+/// What the HTTP library lets pass and RFC 9113 calls malformed: two Host fields, a `"` in a
+/// name (section 8.2.1), a scheme without a letter (H14).
+fn is_sound(parts: &Parts) -> bool {
+    parts.headers.get_all(HOST).iter().nth(1).is_none()
+        && parts.uri.scheme_str() != Some("")
+        && !parts.headers.keys().any(|name| name.as_str().contains('"'))
 }
 
 /// The route on which all readings of the path agree (H32).
@@ -161,6 +171,9 @@ fn route<'a>(conn: &Conn, host: &'a VirtualHost, parts: &Parts) -> Result<&'a Ac
     let path = parts.uri.path();
     let select = |path: &[u8]| matcher::action(host, path).map(|matched| matched.rule);
     if path == "*" {
+        if parts.method != Method::OPTIONS {
+            return Err(Failed::Refused(Refusal::BadRequest));
+        }
         // OPTIONS of the whole server belongs to no path: the host's default, if it has one.
         return host.default.as_ref().ok_or(Failed::Refused(Refusal::NoRoute));
     }

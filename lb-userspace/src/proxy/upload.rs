@@ -79,6 +79,11 @@ impl Source {
         }))
     }
 
+    /// What its head says of its length, in bytes.
+    pub(super) fn length(&self) -> Option<u64> {
+        self.incoming.borrow().size_hint().exact()
+    }
+
     pub(super) fn fault(&self) -> Option<Fault> {
         self.fault.get()
     }
