@@ -11,6 +11,7 @@ use crate::proxy::error::Refusal;
 use crate::proxy::judge::Reason;
 use crate::proxy::judge::h2::Abuse;
 use crate::proxy::metrics::{self, Metrics};
+use crate::proxy::pressure::Pressure;
 use crate::proxy::table::RoutingTable;
 use crate::proxy::target;
 use crate::proxy::tls::{Acceptor, Certificates};
@@ -42,6 +43,7 @@ pub(super) struct Shared {
     pub(super) tls: Acceptor,
     pub(super) metrics: Metrics,
     pub(super) log: AccessLog,
+    pub(super) pressure: Pressure,
 }
 
 struct Worker {
@@ -73,6 +75,7 @@ impl Engine {
         let metrics = Metrics::new(options, Some(Arc::clone(&certificates)), Some(log.tally()));
         let shared = Arc::new(Shared {
             tls: Acceptor::new(Arc::clone(&certificates), settings.tls),
+            pressure: Pressure::new(settings.memory.clone()),
             settings,
             table: ArcSwap::default(),
             started: Instant::now(),

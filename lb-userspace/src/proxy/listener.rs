@@ -4,6 +4,7 @@
 //! another connection the loop rests for a moment and leaves the connection in the queue,
 //! where other workers and later moments may take it; it never spins (H60).
 
+use crate::proxy::deadline::millis;
 use crate::proxy::engine::Scheme;
 use crate::proxy::session;
 use crate::proxy::worker::Worker;
@@ -31,7 +32,8 @@ pub(super) async fn accept(worker: Rc<Worker>, listener: TcpListener, scheme: Sc
         match listener.accept().await {
             Ok((stream, peer)) => {
                 told = false;
-                if worker.connections.count() >= worker.shared.settings.client.connections {
+                let full = worker.connections.count() >= worker.shared.settings.client.connections;
+                if full || worker.shared.pressure.is_high(millis(worker.shared.started.elapsed())) {
                     // Closed by being dropped: established connections come first (H26).
                     continue;
                 }

@@ -24,6 +24,7 @@ mod listener;
 pub mod matcher;
 pub mod metrics;
 mod pool;
+pub mod pressure;
 pub(crate) mod privileges;
 pub mod process;
 pub mod record;

@@ -8,6 +8,7 @@ use crate::proxy::{access_log, tls};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// What a listening socket speaks.
@@ -48,6 +49,8 @@ pub struct Settings {
     pub tls: tls::Options,
     pub access_log: access_log::Target,
     pub access_log_format: access_log::Format,
+    /// Folder of the control group whose limit of memory is minded (H26); none: none is.
+    pub memory: Option<PathBuf>,
     /// Name of the node, for the metrics that carry it.
     pub node: String,
     /// Peers whose forwarded headers are believed (I46, H33).
@@ -111,6 +114,7 @@ impl Default for Settings {
             tls: tls::Options::default(),
             access_log: access_log::Target::default(),
             access_log_format: access_log::Format::default(),
+            memory: None,
             node: String::new(),
             trusted: Vec::new(),
             https_port: 443,

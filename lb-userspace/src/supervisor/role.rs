@@ -4,6 +4,7 @@ use crate::args::value::AccessLog;
 use crate::args::{AccessLogFormat, Config, L7Config, Role};
 use crate::proxy::access_log;
 use crate::proxy::engine::{ClientLimits, Settings};
+use crate::proxy::pressure;
 use crate::proxy::process::{self, Options};
 use crate::{agent, logs, supervisor};
 use anyhow::Context;
@@ -40,6 +41,7 @@ fn options(node: &str, l7: &L7Config) -> Options {
             AccessLogFormat::Nginx => access_log::Format::Nginx,
             AccessLogFormat::Json => access_log::Format::Json,
         },
+        memory: pressure::own(),
         node: node.to_owned(),
         https_port: l7.https.first().map_or(443, std::net::SocketAddr::port),
         ..Settings::default()

@@ -5,4 +5,5 @@
 mod failures;
 mod harness;
 mod http2;
+mod overload;
 mod serving;
