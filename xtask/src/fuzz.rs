@@ -5,7 +5,7 @@ use anyhow::Result;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Which fuzzer: path, judge, chunked, response, h2-frames, target.
+    /// Which fuzzer: path, judge, chunked, response, h2-frames, target, hello, ingress.
     name: String,
     /// For how long.
     #[arg(long, default_value_t = 60)]

@@ -10,7 +10,7 @@ use lab::packets::row::Snat;
 use lab::raw;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-const USAGE: &str = "usage: fuzz path|judge|chunked|response|h2-frames|target|ingress [--seconds N] [--executions N] [--seed N]";
+const USAGE: &str = "usage: fuzz path|judge|chunked|response|h2-frames|target|hello|ingress [--seconds N] [--executions N] [--seed N]";
 
 fn main() -> Result<()> {
     let words: Vec<String> = std::env::args().skip(1).collect();

@@ -6,7 +6,7 @@
 
 use super::corpus::{self, show};
 use super::requests::whole_messages;
-use super::{ANSWERS, PATHS, REQUESTS, answers, http2, paths, requests};
+use super::{ANSWERS, PATHS, REQUESTS, answers, hello, http2, paths, requests};
 use crate::packets::fuzz::Chance;
 use anyhow::{Context, Result, bail, ensure};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -18,7 +18,7 @@ use weir::proxy::judge::request::Place;
 use weir::proxy::judge::response::Question;
 
 /// What a fuzzer can be called for.
-pub const NAMES: [&str; 5] = ["judge", "chunked", "response", "h2-frames", "target"];
+pub const NAMES: [&str; 6] = ["judge", "chunked", "response", "h2-frames", "target", "hello"];
 
 /// A fuzzer: inputs to begin with, pieces to put into them, and the check.
 #[derive(Debug)]
@@ -131,6 +131,25 @@ const FRAME_WORDS: [&[u8]; 16] = [
     b"\x7f\xff\xff\xff",
 ];
 
+const HELLO: [&[u8]; 16] = [
+    b"\0",
+    b"\xff",
+    b"\x16\x03\x01\0\x01\x01",
+    b"\x16\x03\x03\0\0",
+    b"\x15\x03\x03\0\x02\x01\0",
+    b"\x14\x03\x03\0\x01\x01",
+    b"\x01\0\0\x26",
+    b"\0\0\0\x0e\0\x0c\0\0\x09a.example",
+    b"\0\0\0\0",
+    b"\0\x2b\0\x03\x02\x03\x03",
+    b"\0\x17\0\0",
+    b"a.example",
+    b"c.b.example",
+    b".",
+    b"\x03\x03",
+    b"GET / HTTP/1.1\r\n\r\n",
+];
+
 impl Fuzzer {
     /// The fuzzer of this name.
     ///
@@ -178,6 +197,7 @@ impl Fuzzer {
                     .collect();
                 Self { seeds, words: &PATH, check: check_path }
             }
+            "hello" => Self { seeds: hello::seeds(), words: &HELLO, check: check_hello },
             _ => bail!("no fuzzer {name}; there are {}", NAMES.join(", ")),
         })
     }
@@ -548,6 +568,10 @@ fn check_frames(input: &[u8], chance: &mut Chance) -> Result<()> {
     Ok(())
 }
 
+fn check_hello(input: &[u8], chance: &mut Chance) -> Result<()> {
+    hello::check(input, &pieces(input, chance))
+}
+
 fn check_path(input: &[u8], _chance: &mut Chance) -> Result<()> {
     let verdict = paths::verdict(input);
     let Some(name) = verdict.strip_prefix("route ") else { return Ok(()) };
@@ -571,7 +595,7 @@ mod tests {
     #[test]
     fn judges_withstand_changed_cases() -> Result<()> {
         for name in NAMES {
-            let count = if name == "target" { 5_000 } else { 20_000 };
+            let count = if ["target", "hello"].contains(&name) { 5_000 } else { 20_000 };
             Fuzzer::new(name)?.run(1 << 40, count).with_context(|| name.to_owned())?;
         }
         Ok(())

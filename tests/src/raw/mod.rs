@@ -7,6 +7,7 @@ pub mod corpus;
 pub mod engine;
 pub mod floods;
 pub mod fuzz;
+mod hello;
 pub mod http2;
 pub mod paths;
 pub mod requests;
