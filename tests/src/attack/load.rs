@@ -62,10 +62,13 @@ impl Count {
 pub struct Pace {
     pub stop: Arc<AtomicBool>,
     pub every: Duration,
+    /// Before the first step.
+    pub offset: Duration,
 }
 
 impl Pace {
     fn run(&self, mut step: impl FnMut()) {
+        std::thread::sleep(self.offset);
         let mut next = Instant::now();
         while !self.stop.load(Ordering::Relaxed) {
             step();
