@@ -1,6 +1,7 @@
 //! A client that sends bytes as they are and reads answers only as far as it must.
 
 use anyhow::{Context, Result};
+use rustls::{ClientConnection, StreamOwned};
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
@@ -59,14 +60,31 @@ pub fn connect(to: SocketAddr) -> Result<TcpStream> {
     Ok(stream)
 }
 
+/// A connection as bytes: TCP, or TLS over it.
+pub trait Wire: Read + Write {
+    fn socket(&self) -> &TcpStream;
+}
+
+impl Wire for TcpStream {
+    fn socket(&self) -> &TcpStream {
+        self
+    }
+}
+
+impl Wire for StreamOwned<ClientConnection, TcpStream> {
+    fn socket(&self) -> &TcpStream {
+        &self.sock
+    }
+}
+
 /// Reads until the end, a reset, or until nothing ended it for that long.
-pub fn read_to_end(stream: &mut TcpStream, patience: Duration) -> Answer {
+pub fn read_to_end(stream: &mut (impl Wire + ?Sized), patience: Duration) -> Answer {
     let began = Instant::now();
     let mut bytes = Vec::new();
     let mut buffer = [0; 16 * 1024];
     let end = loop {
         let left = patience.saturating_sub(began.elapsed());
-        if left.is_zero() || stream.set_read_timeout(Some(left)).is_err() {
+        if left.is_zero() || stream.socket().set_read_timeout(Some(left)).is_err() {
             break End::Open;
         }
         match stream.read(&mut buffer) {

@@ -7,11 +7,13 @@
 //! own ([`strict`]) that shares no code with Weir and finds fault with anything ambiguous. So
 //! the verdict is taken from what reaches the origin and from what the client gets back.
 
+pub mod bystander;
 pub mod exchange;
 pub mod h2;
 pub mod load;
 pub mod origin;
 mod peer;
+pub mod reply;
 pub mod rig;
 pub mod streams;
 pub mod strict;

@@ -3,6 +3,7 @@
 //! | target | answer |
 //! |---|---|
 //! | `/answer/NAME` | the scripted bytes of that name, then the connection is closed |
+//! | `/stays/NAME` | the same bytes; the connection stays open for the next request |
 //! | `/bytes/N` | 200 with N bytes |
 //! | `/slow/MS` | 200 after so many milliseconds |
 //! | `/hang` | none; waits for the connection to end |
@@ -146,9 +147,9 @@ fn answer(
     let path = target.split('?').next().unwrap_or_default();
     let (first, rest) = path.trim_start_matches('/').split_once('/').unwrap_or((path, ""));
     match (first, path) {
-        ("answer", _) => {
+        ("answer" | "stays", _) => {
             writer.write_all(state.answers.get(rest).map_or(b"HTTP/1.1 404 None\r\n\r\n", Vec::as_slice))?;
-            return Ok(false);
+            return Ok(first == "stays");
         }
         ("bytes", _) => {
             let length: usize = rest.parse().unwrap_or(0);

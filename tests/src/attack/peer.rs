@@ -12,7 +12,7 @@ use std::process::Command;
 ///
 /// # Errors
 /// When its configuration cannot be written.
-pub(super) fn nginx(dir: &Path, origin: SocketAddr, other: SocketAddr) -> Result<Command> {
+pub(super) fn nginx(dir: &Path, origin: SocketAddr, other: SocketAddr, open: bool) -> Result<Command> {
     let dir = dir.join("nginx");
     fs::create_dir_all(&dir)?;
     let mut servers = String::new();
@@ -35,6 +35,16 @@ pub(super) fn nginx(dir: &Path, origin: SocketAddr, other: SocketAddr) -> Result
              }}\n"
         ));
     }
+    // A host that nobody names: refused, or the origin's.
+    let default = if open {
+        format!(
+            "listen 80 default_server; listen 443 ssl http2 default_server; ssl_certificate {0}/{SECURE}.crt;
+             ssl_certificate_key {0}/{SECURE}.key; location / {{ proxy_pass http://origin; }}",
+            dir.display()
+        )
+    } else {
+        "listen 80 default_server; return 400;".to_owned()
+    };
     let config = format!(
         "daemon off; master_process on; worker_processes 1; pid {0}/pid; error_log stderr;
          events {{ worker_connections 4096; }}
@@ -49,7 +59,7 @@ pub(super) fn nginx(dir: &Path, origin: SocketAddr, other: SocketAddr) -> Result
            proxy_request_buffering off; proxy_buffering off;
            upstream origin {{ server {origin}; keepalive 320; }}
            upstream other {{ server {other}; keepalive 320; }}
-           server {{ listen 80 default_server; return 400; }}
+           server {{ {default} }}
            {servers}
          }}",
         dir.display()

@@ -24,6 +24,14 @@ pub const SECURE: &str = "secure.test";
 /// Another tenant's host, with a certificate and a Service of its own.
 pub const OTHER: &str = "other.test";
 
+/// An Ingress of everything that no other names.
+const OPEN: &str = "apiVersion: networking.k8s.io/v1
+kind: Ingress
+metadata: {name: open}
+spec: {defaultBackend: {service: {name: origin, port: {number: 80}}}}
+---
+";
+
 const HTTP: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 80);
 const HTTPS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 443);
 
@@ -47,6 +55,19 @@ impl Rig {
     /// # Errors
     /// With the end of the log when it does not become ready.
     pub fn start(answers: BTreeMap<String, Vec<u8>>, flags: &[&str]) -> Result<Self> {
+        Self::with(answers, flags, false)
+    }
+
+    /// The same; the origin also has every host that no other route names, over HTTP and, with
+    /// the default certificate, over HTTPS.
+    ///
+    /// # Errors
+    /// With the end of the log when it does not become ready.
+    pub fn open(answers: BTreeMap<String, Vec<u8>>, flags: &[&str]) -> Result<Self> {
+        Self::with(answers, flags, true)
+    }
+
+    fn with(answers: BTreeMap<String, Vec<u8>>, flags: &[&str], open: bool) -> Result<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let scratch = Scratch::new()?;
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -59,8 +80,11 @@ impl Rig {
         let spare = Origin::serve(listen()??, BTreeMap::new())?;
         let stream = super::streams::serve(listen()??)?;
         manifests(&dir, origin.addr(), other.addr(), stream)?;
+        if open {
+            put(&dir, "open.yaml", OPEN)?;
+        }
         let mut rig = Self {
-            child: start(&scratch, &netns, &dir, flags, (origin.addr(), other.addr()))?,
+            child: start(&scratch, &netns, &dir, flags, (origin.addr(), other.addr(), open))?,
             origin,
             other,
             spare,
@@ -106,6 +130,29 @@ impl Rig {
         put(&self.dir(), "routes.yaml", &text)
     }
 
+    /// Gives the Ingress of [`HOST`] these annotations, and waits until it was read again.
+    ///
+    /// # Errors
+    /// When the manifest cannot be written, or is not read.
+    pub fn annotate(&self, annotations: &[(&str, &str)]) -> Result<()> {
+        let list: Vec<_> = annotations.iter().map(|(name, value)| format!("{name}: '{value}'")).collect();
+        let name = HOST.trim_end_matches(".test");
+        let bare = format!("metadata: {{name: {name}}}");
+        let annotated = format!("metadata: {{name: {name}, annotations: {{{}}}}}", list.join(", "));
+        // A route that was not there before tells when the file has been read.
+        let more = "      - {path: /annotated, pathType: Exact, backend: {service: {name: other, port: {number: 80}}}}\n---\n";
+        let changed = ingress(HOST, "origin", false).replacen(&bare, &annotated, 1);
+        ensure!(changed.contains("annotations"), "no name to put annotations to");
+        let changed = changed.replacen("---\n", more, 1);
+        let others = [ingress(SECURE, "origin", true), ingress(OTHER, "other", true)];
+        put(&self.dir(), "routes.yaml", &[changed, others.concat()].concat())?;
+        wait::until("the annotations are read", Duration::from_secs(30), || {
+            self.exchange(&self::plain("/annotated"), Duration::from_secs(2))?;
+            ensure!(!self.other.take().is_empty(), "still the old route");
+            Ok(())
+        })
+    }
+
     /// Changes which of two endpoints the origin's Service has: one, both, the other.
     ///
     /// # Errors
@@ -122,6 +169,33 @@ impl Rig {
     /// When the manifest cannot be written.
     pub fn renew_certificate(&self) -> Result<()> {
         put(&self.dir(), "secure-tls.yaml", &secret("secure", SECURE)?)
+    }
+
+    /// Puts an origin of its own behind each of these paths (name, path, its type), for every
+    /// host that no other route names; waits until the last of them is served.
+    ///
+    /// # Errors
+    /// When the manifest cannot be written, or the routes do not come.
+    pub fn branch(&self, paths: &[(&str, &str, &str)]) -> Result<Vec<Origin>> {
+        let (mut origins, mut text) = (Vec::new(), String::new());
+        for (name, ..) in paths {
+            let listener = self.netns.enter(|| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)))??;
+            let origin = Origin::serve(listener, BTreeMap::new())?;
+            text.push_str(&service(name, ""));
+            text.push_str(&slice(name, &[origin.addr()]));
+            origins.push(origin);
+        }
+        let rules: Vec<_> = paths.iter().map(|(name, path, kind)| (*path, *kind, *name)).collect();
+        put(&self.dir(), "branches.yaml", &[text, anywhere(&rules)].concat())?;
+        let (_, last, _) = paths.last().context("no path")?;
+        let request = format!("GET {last} HTTP/1.1\r\nHost: branch.test\r\nConnection: close\r\n\r\n");
+        wait::until("the branches are served", Duration::from_secs(30), || {
+            let answer = self.exchange(request.as_bytes(), Duration::from_secs(2))?;
+            ensure!(answer.statuses() == [200], "{}", answer.text());
+            Ok(())
+        })?;
+        origins.iter().for_each(|origin| drop(origin.take()));
+        Ok(origins)
     }
 
     /// # Errors
@@ -254,11 +328,11 @@ fn start(
     netns: &Netns,
     dir: &Path,
     flags: &[&str],
-    origins: (SocketAddr, SocketAddr),
+    (origin, other, open): (SocketAddr, SocketAddr, bool),
 ) -> Result<Child> {
     let file = File::options().create(true).append(true).open(log_file(scratch))?;
     let mut command = match std::env::var("LAB_ATTACK_PEER").as_deref() {
-        Ok("nginx") => super::peer::nginx(scratch.dir(), origins.0, origins.1)?,
+        Ok("nginx") => super::peer::nginx(scratch.dir(), origin, other, open)?,
         Ok(other) => bail!("LAB_ATTACK_PEER={other}: nginx is the peer that is known"),
         Err(_) => weir(scratch, dir, flags)?,
     };
@@ -343,6 +417,26 @@ spec:{certified}
 ---
 "
     )
+}
+
+/// An Ingress of paths of every host that no other names: path, its type, Service.
+fn anywhere(paths: &[(&str, &str, &str)]) -> String {
+    let mut text = "apiVersion: networking.k8s.io/v1
+kind: Ingress
+metadata: {name: branches}
+spec:
+  rules:
+  - http:
+      paths:
+"
+    .to_owned();
+    for (path, kind, service) in paths {
+        text.push_str(&format!(
+            "      - {{path: {path}, pathType: {kind}, backend: {{service: {{name: {service}, port: {{number: 80}}}}}}}}\n"
+        ));
+    }
+    text.push_str("---\n");
+    text
 }
 
 /// All that the attack's routes are made of.

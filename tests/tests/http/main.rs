@@ -3,11 +3,15 @@
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+mod answers;
 mod churn;
+mod corpus;
 mod downgrade;
 mod floods;
 mod identity;
 mod limits;
+mod paths;
+mod sequences;
 mod slow;
 mod tally;
 mod upgrade;
