@@ -20,7 +20,7 @@ struct Stage {
 const STAGES: [Stage; 5] = [
     Stage {
         path: "lb-userspace/src/model/",
-        modules: &["model", "problem", "source"],
+        modules: &["address", "model", "problem", "source"],
         words: &["kube", "tokio", "aya", "hyper", "Instant", "SystemTime", "rtnetlink"],
     },
     Stage {
