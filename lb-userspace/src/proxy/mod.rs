@@ -11,6 +11,7 @@ mod body;
 pub mod channel;
 mod conn;
 pub mod control;
+mod cork;
 mod deadline;
 mod drain;
 pub mod engine;

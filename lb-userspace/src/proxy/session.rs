@@ -4,6 +4,7 @@
 //! hyper knows nothing of. All limits of HTTP/2 are set here by hand (I53, H15 to H20).
 
 use crate::proxy::conn::{Conn, Expiry};
+use crate::proxy::cork::Corked;
 use crate::proxy::engine::Scheme;
 use crate::proxy::io::{ClientIo, Stream};
 use crate::proxy::judge::io::Judged;
@@ -253,7 +254,8 @@ async fn serve_http2(io: ClientIo, conn: Rc<Conn>) {
         let conn = Rc::clone(&conn);
         service_fn(move |request| serve::serve(Rc::clone(&conn), request))
     };
-    let (counted, ended) = Counted::new(io);
+    let corked = Corked::new(io, Rc::clone(&conn.worker.spare));
+    let (counted, ended) = Counted::new(corked.clone());
     let mut http = pin!(
         http2::Builder::new(Local)
             .max_concurrent_streams(conn.worker.shared.settings.client.streams)
@@ -266,18 +268,21 @@ async fn serve_http2(io: ClientIo, conn: Rc<Conn>) {
             .max_local_error_reset_streams(100)
             .serve_connection(TokioIo::new(counted), service)
     );
-    let mut leaving = false;
+    let (mut leaving, mut over) = (false, false);
     poll_fn(|cx| {
-        if conn.is_last() && !leaving {
+        if conn.is_last() && !leaving && !over {
             leaving = true;
             http.as_mut().graceful_shutdown();
         }
-        if http.as_mut().poll(cx).is_ready() {
-            return Poll::Ready(());
+        over = over || http.as_mut().poll(cx).is_ready();
+        match corked.poll_out(cx) {
+            Poll::Ready(Ok(())) if over => return Poll::Ready(()),
+            Poll::Ready(Err(_)) => return Poll::Ready(()),
+            Poll::Ready(Ok(())) | Poll::Pending => {}
         }
         match conn.poll_expiry(cx) {
             None => Poll::Pending,
-            Some(Expiry::Idle) if !leaving => {
+            Some(Expiry::Idle) if !leaving && !over => {
                 leaving = true;
                 http.as_mut().graceful_shutdown();
                 conn.owed.set(GOODBYE);

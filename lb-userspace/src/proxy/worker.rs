@@ -8,7 +8,7 @@ use crate::proxy::deadline::{Deadlines, TICK};
 use crate::proxy::engine::{Scheme, Shared};
 use crate::proxy::metrics::Recorder;
 use crate::proxy::table::RoutingTable;
-use crate::proxy::{drain, listener, pool};
+use crate::proxy::{cork, drain, listener, pool};
 use arc_swap::{ArcSwap, Cache};
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -38,6 +38,8 @@ pub(super) struct Worker {
     pub(super) deadlines: Rc<Deadlines>,
     pub(super) connections: drain::Connections,
     pub(super) idle: pool::Idle,
+    /// For what HTTP/2 connections write.
+    pub(super) spare: Rc<cork::Spare>,
     pub(super) recorder: Recorder,
     /// The access log's; none: it is off.
     pub(super) lane: Option<Lane>,
@@ -123,6 +125,7 @@ impl Worker {
             deadlines: Deadlines::new(shared.started),
             connections: drain::Connections::default(),
             idle: pool::Idle::default(),
+            spare: Rc::default(),
             recorder: shared.metrics.recorder(number),
             lane: shared.log.lane(),
             table: RefCell::new(Cache::new(TableSource(Arc::clone(&shared)))),

@@ -8,11 +8,13 @@
 //! connection. A body that goes wrong ends in a read error, and the ledger says why.
 
 pub mod frames;
+mod held;
 pub mod origin;
 
 use super::request::{Place, Requests};
 use super::{Reason, Verdict};
 use futures_util::task::AtomicWaker;
+use held::Held;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -114,9 +116,7 @@ pub struct Judged<IO> {
     io: IO,
     requests: Requests,
     ledger: Arc<Ledger>,
-    /// What came and was not handed on; the first `good` bytes may be.
-    held: Vec<u8>,
-    good: usize,
+    held: Held,
     /// Handed on of the stand-in, once there is a refusal.
     stood_in: usize,
     lingering: Option<(Pin<Box<tokio::time::Sleep>>, usize)>,
@@ -129,8 +129,7 @@ impl<IO> Judged<IO> {
             io,
             requests: Requests::default(),
             ledger: Arc::clone(&ledger),
-            held: Vec::new(),
-            good: 0,
+            held: Held::default(),
             stood_in: 0,
             lingering: None,
         };
@@ -163,18 +162,6 @@ impl<IO> Judged<IO> {
         }
     }
 
-    /// Hands on what is held and good; false when there is nothing.
-    fn hand_on(&mut self, buf: &mut ReadBuf<'_>) -> bool {
-        if self.good == 0 {
-            return false;
-        }
-        let count = self.good.min(buf.remaining());
-        buf.put_slice(self.held.get(..count).unwrap_or_default());
-        self.held.drain(..count);
-        self.good -= count;
-        true
-    }
-
     /// After a refusal: the stand-in, then nothing more; or the end of a broken body.
     fn refused(&mut self, reason: Reason, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if self.requests.refused_in_body() {
@@ -195,7 +182,7 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Judged<IO> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         loop {
-            if buf.remaining() == 0 || this.hand_on(buf) {
+            if buf.remaining() == 0 || this.held.hand_on(buf) {
                 return Poll::Ready(Ok(()));
             }
             match this.requests.place() {
@@ -207,7 +194,7 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Judged<IO> {
                     this.ledger.waker.register(cx.waker());
                     if let Some(tunnel) = this.ledger.decision(this.requests.heads()) {
                         this.requests.decide(tunnel);
-                        this.good = Self::judge(&mut this.requests, &this.ledger, &this.held);
+                        this.held.judge(|bytes| Self::judge(&mut this.requests, &this.ledger, bytes));
                         continue;
                     }
                     if this.held.len() >= HELD_LIMIT {
@@ -228,17 +215,8 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Judged<IO> {
                 this.requests.passed_unseen(fresh.len() as u64);
                 return Poll::Ready(Ok(()));
             }
-            if this.held.is_empty() {
-                let good = Self::judge(&mut this.requests, &this.ledger, fresh);
-                this.held.extend_from_slice(fresh.get(good..).unwrap_or_default());
-                buf.set_filled(before + good);
-                if good > 0 {
-                    return Poll::Ready(Ok(()));
-                }
-            } else {
-                this.held.extend_from_slice(fresh);
-                buf.set_filled(before);
-                this.good = Self::judge(&mut this.requests, &this.ledger, &this.held);
+            if this.held.take(buf, before, |bytes| Self::judge(&mut this.requests, &this.ledger, bytes)) {
+                return Poll::Ready(Ok(()));
             }
         }
     }

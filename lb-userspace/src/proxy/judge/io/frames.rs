@@ -4,12 +4,13 @@
 //! the frame that was too much it gets [one that is always an error](BREAK), says GOAWAY and
 //! closes.
 
+use super::held::Held;
 use crate::proxy::judge::h2::{Abuse, Frames, Ruling};
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// DATA on stream 0: a connection error of type PROTOCOL_ERROR (RFC 9113 6.1).
@@ -26,9 +27,7 @@ pub struct Counted<IO> {
     frames: Frames,
     ended: Ended,
     /// A frame's header that is not whole; 8 bytes at most, and what came with its rest.
-    held: Vec<u8>,
-    /// How much of `held` may be handed on.
-    good: usize,
+    held: Held,
     /// Handed on of the frame that ends the connection.
     broke: usize,
 }
@@ -41,8 +40,7 @@ impl<IO> Counted<IO> {
             since: Instant::now(),
             frames: Frames::default(),
             ended: Arc::clone(&ended),
-            held: Vec::new(),
-            good: 0,
+            held: Held::default(),
             broke: 0,
         };
         (counted, ended)
@@ -52,23 +50,23 @@ impl<IO> Counted<IO> {
         &self.io
     }
 
-    fn judge(&mut self, bytes: &[u8]) -> usize {
-        let (now, mut good) = (self.since.elapsed(), 0);
+    fn judge(frames: &mut Frames, ended: &OnceLock<Abuse>, now: Duration, bytes: &[u8]) -> usize {
+        let mut good = 0;
         loop {
             let rest = bytes.get(good..).unwrap_or_default();
             if rest.is_empty() {
                 // What is known only once a frame is whole ends the connection right behind it.
-                if let Some(abuse) = self.frames.overdrawn() {
-                    let _first = self.ended.set(abuse);
+                if let Some(abuse) = frames.overdrawn() {
+                    let _first = ended.set(abuse);
                 }
                 return good;
             }
-            match self.frames.client(rest, now) {
+            match frames.client(rest, now) {
                 Ruling::Pass(count) => good += count,
                 Ruling::More => return good,
                 Ruling::End(abuse) => {
                     // A connection is ended once.
-                    let _first = self.ended.set(abuse);
+                    let _first = ended.set(abuse);
                     return good;
                 }
             }
@@ -80,14 +78,7 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Counted<IO> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         loop {
-            if buf.remaining() == 0 {
-                return Poll::Ready(Ok(()));
-            }
-            if this.good > 0 {
-                let count = this.good.min(buf.remaining());
-                buf.put_slice(this.held.get(..count).unwrap_or_default());
-                this.held.drain(..count);
-                this.good -= count;
+            if buf.remaining() == 0 || this.held.hand_on(buf) {
                 return Poll::Ready(Ok(()));
             }
             if let Some(abuse) = this.ended.get() {
@@ -110,19 +101,9 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Counted<IO> {
                 this.frames.passed_unseen(count);
                 return Poll::Ready(Ok(()));
             }
-            if this.held.is_empty() {
-                let good = this.judge(fresh);
-                this.held.extend_from_slice(fresh.get(good..).unwrap_or_default());
-                buf.set_filled(before + good);
-                if good > 0 {
-                    return Poll::Ready(Ok(()));
-                }
-            } else {
-                this.held.extend_from_slice(fresh);
-                buf.set_filled(before);
-                let held = std::mem::take(&mut this.held);
-                this.good = this.judge(&held);
-                this.held = held;
+            let age = this.since.elapsed();
+            if this.held.take(buf, before, |bytes| Self::judge(&mut this.frames, &this.ended, age, bytes)) {
+                return Poll::Ready(Ok(()));
             }
         }
     }

@@ -4,6 +4,7 @@
 //! share says why, and whether the head of the answer had already gone on (then the client's
 //! answer is broken off; before, it is a 502).
 
+use super::held::Held;
 use crate::proxy::judge::response::{Answers, Question};
 use crate::proxy::judge::{Reason, Verdict};
 use std::io::{self, IoSlice};
@@ -61,16 +62,13 @@ pub struct Origin<IO> {
     io: IO,
     answers: Answers,
     owed: Arc<Owed>,
-    /// What came and was not handed on; the first `good` bytes may be.
-    held: Vec<u8>,
-    good: usize,
+    held: Held,
 }
 
 impl<IO> Origin<IO> {
     pub fn new(io: IO) -> (Self, Arc<Owed>) {
         let owed = Arc::new(Owed::default());
-        let origin =
-            Self { io, answers: Answers::default(), owed: Arc::clone(&owed), held: Vec::new(), good: 0 };
+        let origin = Self { io, answers: Answers::default(), owed: Arc::clone(&owed), held: Held::default() };
         (origin, owed)
     }
 
@@ -113,14 +111,7 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Origin<IO> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         loop {
-            if buf.remaining() == 0 {
-                return Poll::Ready(Ok(()));
-            }
-            if this.good > 0 {
-                let count = this.good.min(buf.remaining());
-                buf.put_slice(this.held.get(..count).unwrap_or_default());
-                this.held.drain(..count);
-                this.good -= count;
+            if buf.remaining() == 0 || this.held.hand_on(buf) {
                 return Poll::Ready(Ok(()));
             }
             if let Some(reason) = this.owed.fault() {
@@ -139,19 +130,11 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Origin<IO> {
                 this.tell();
                 return Poll::Ready(Ok(()));
             }
-            if this.held.is_empty() {
-                let good = Self::judge(&mut this.answers, &this.owed, fresh);
-                this.held.extend_from_slice(fresh.get(good..).unwrap_or_default());
-                buf.set_filled(before + good);
-                this.tell();
-                if good > 0 {
-                    return Poll::Ready(Ok(()));
-                }
-            } else {
-                this.held.extend_from_slice(fresh);
-                buf.set_filled(before);
-                this.good = Self::judge(&mut this.answers, &this.owed, &this.held);
-                this.tell();
+            let stands =
+                this.held.take(buf, before, |bytes| Self::judge(&mut this.answers, &this.owed, bytes));
+            this.tell();
+            if stands {
+                return Poll::Ready(Ok(()));
             }
         }
     }
