@@ -286,8 +286,15 @@ impl Rig {
             let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
             words.split(|byte| *byte == 0).any(|word| word == format!("--role={role}").as_bytes())
         };
-        let found = children.split_whitespace().filter_map(|pid| pid.parse().ok()).filter(is_of_role).max();
-        found.with_context(|| format!("no {role} among the children {children}"))
+        // Process ids begin anew at their limit: the start tells the youngest.
+        let started = |pid: &u32| {
+            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            let ticks =
+                stat.rsplit_once(") ").and_then(|(_, rest)| rest.split(' ').nth(19)?.parse::<u64>().ok());
+            (ticks, *pid)
+        };
+        let found = children.split_whitespace().filter_map(|pid| pid.parse().ok()).filter(is_of_role);
+        found.max_by_key(started).with_context(|| format!("no {role} among the children {children}"))
     }
 
     /// Resident memory of the proxy, in KiB.

@@ -48,7 +48,7 @@ fn over_http2(rig: &Rig, path: &[u8]) -> Result<u16, String> {
         Outcome::Status(status, true) => Ok(status),
         // What no path may hold ends the stream.
         Outcome::Reset(_) | Outcome::Goaway(_) => Ok(400),
-        other => Err(format!("{other:?}")),
+        other @ (Outcome::Status(..) | Outcome::Closed | Outcome::Silent) => Err(format!("{other:?}")),
     }
 }
 
