@@ -32,7 +32,8 @@ impl Agent {
         let file = File::create(&log)?;
         let mut command = confined(&program()?);
         command
-            .args(["run", "--node-name", "node1", "--cluster-cidr", "10.244.0.0/16"])
+            // One process: the one whose time and memory are read.
+            .args(["run", "--node-name", "node1", "--l7", "off"])
             .arg("--manifests")
             .arg(manifests)
             .arg("--cgroup")
