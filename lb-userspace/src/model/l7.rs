@@ -198,6 +198,7 @@ impl L7Model {
         for pattern in &dirty.hosts {
             self.remerge_host(pattern, &mut changes);
         }
+        self.mark_names(&mut dirty);
         self.certify(&mut dirty, &mut changes);
         for pattern in &dirty.names {
             self.remerge_name(pattern, &mut changes);
@@ -423,14 +424,38 @@ impl L7Model {
         }
     }
 
+    /// Whose certificate a name has depends on who holds the host.
+    fn mark_names(&self, dirty: &mut Dirty) {
+        for host in &dirty.hosts {
+            match host {
+                HostPattern::Exact(_) if !self.on_name.contains_key(host) => {}
+                HostPattern::Exact(_) => drop(dirty.names.insert(host.clone())),
+                HostPattern::Wildcard(_) => {
+                    let covered = self
+                        .on_name
+                        .keys()
+                        .filter(|name| *name == host || name.above().as_ref() == Some(host));
+                    dirty.names.extend(covered.cloned());
+                }
+                HostPattern::Any => {}
+            }
+        }
+    }
+
+    /// The first in line on a host, or on the wildcard above it.
+    fn holder(&self, pattern: &HostPattern) -> Option<&Rank> {
+        let first = |pattern: &HostPattern| self.on_host.get(pattern)?.first();
+        first(pattern).or_else(|| first(&pattern.above()?))
+    }
+
     fn remerge_name(&mut self, pattern: &HostPattern, changes: &mut Changes) {
         let ranks = self.on_name.get(pattern).into_iter().flatten();
         let claims: Vec<_> = ranks
             .filter_map(|rank| Some((rank, self.claims.get(&*rank.key)?.names.get(pattern)?)))
             .flat_map(|(rank, claims)| claims.iter().map(move |claim| (rank, claim)))
             .collect();
-        let (serves, problems) = merge::name(pattern, &claims);
-        let key = if claims.is_empty() { None } else { serves.or_else(|| self.default.clone()) };
+        let (claim, problems) = merge::name(pattern, &claims, self.holder(pattern));
+        let key = claim.and_then(|claim| claim.serves.clone().or_else(|| self.default.clone()));
         tell(&mut self.name_problems, pattern, problems);
         if self.routes.names.get(pattern) != key.as_ref() {
             changes.names.insert(pattern.clone(), key);

@@ -23,6 +23,16 @@ pub enum HostPattern {
     Any,
 }
 
+impl HostPattern {
+    /// The wildcard that a name is covered by when there is nothing for itself.
+    pub fn above(&self) -> Option<Self> {
+        match self {
+            Self::Exact(name) => name.split_once('.').map(|(_, parent)| Self::Wildcard(parent.into())),
+            Self::Wildcard(_) | Self::Any => None,
+        }
+    }
+}
+
 /// The routes of one host pattern. The most specific pattern owns a request: what matches no
 /// rule here goes to `default`, never to a less specific host (I7).
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]

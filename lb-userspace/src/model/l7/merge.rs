@@ -1,7 +1,8 @@
 //! Who gets what several Ingresses ask for (I14, I17, H41).
 //!
-//! The claims of a host come in order of precedence: an Ingress never changes what an earlier
-//! one serves, whatever it says.
+//! The claims of a host come in order of precedence. No Ingress changes a rule, a default or a
+//! certificate of an earlier one; with a longer path, or a more specific host, a later one takes
+//! what it is for, as the API has it (I7, I11).
 
 use super::claim::{Backend, Claims, Field, HostClaim, NameClaim, Rank, problem};
 use crate::model::routes::{Action, HostPattern, PathKind, PathRule, PoolKey, Target, VirtualHost};
@@ -121,20 +122,29 @@ impl<'a> Redirects<'a> {
     }
 }
 
-/// Decides which certificate a name is served with; `None` inside: the default one.
-pub(super) fn name(
+/// Decides whose certificate a name is served with. A newcomer from another namespace than that
+/// of `holder`, who holds the host, cannot put its own in front of what works (H41).
+pub(super) fn name<'a>(
     pattern: &HostPattern,
-    claims: &[(&Rank, &NameClaim)],
-) -> (Option<ObjectKey>, Vec<Problem>) {
-    let Some((holder, held)) = claims.first() else { return (None, Vec::new()) };
+    claims: &[(&Rank, &'a NameClaim)],
+    holder: Option<&Rank>,
+) -> (Option<&'a NameClaim>, Vec<Problem>) {
     let mut problems = Vec::new();
-    for (rank, claim) in &claims[1..] {
-        if claim.secret != held.secret {
-            let reason = format!("{pattern}: {}", lost(holder, rank));
-            problems.push(problem(&rank.key, format!("spec.tls[{}]", claim.index), reason));
+    let mut tell = |rank: &Rank, claim: &NameClaim, reason: String| {
+        let field = format!("spec.tls[{}]", claim.index);
+        problems.push(problem(&rank.key, field, format!("{pattern}: {reason}")));
+    };
+    let mut held: Option<(&Rank, &NameClaim)> = None;
+    for &(rank, claim) in claims {
+        let foreign = |holder: &&Rank| *holder < rank && holder.key.namespace != rank.key.namespace;
+        match (held, holder.filter(foreign)) {
+            (None, None) => held = Some((rank, claim)),
+            (None, Some(holder)) => tell(rank, claim, lost(holder, rank)),
+            (Some((holder, held)), _) if held.secret != claim.secret => tell(rank, claim, lost(holder, rank)),
+            (Some(_), _) => {}
         }
     }
-    (held.serves.clone(), problems)
+    (held.map(|(_, claim)| claim), problems)
 }
 
 /// Why a claim comes to nothing.

@@ -241,6 +241,44 @@ fn the_oldest_keeps_a_name_whatever_its_secret_is_worth() {
     assert_eq!(names(&model), ["other.example a/s", "x.example self-signed", "*.x.example self-signed"]);
 }
 
+/// H41: who serves a host with the default certificate, or with that of the wildcard above, is
+/// not given another one by a newcomer.
+#[test]
+fn a_newcomer_from_elsewhere_gives_no_host_its_certificate() {
+    let mut objects = objects();
+    web(&mut objects, "a/web", "10.0.0.2");
+    web(&mut objects, "b/web", "10.0.0.3");
+    for name in ["a/s", "b/s"] {
+        let made = made(&["shop.example", "x.wide.example", "*.wide.example"]);
+        put_secret(&mut objects, secret(name, &made.certificate, &made.key));
+    }
+    let lines = ["shop.example P / web:80", "*.wide.example P / web:80", "tls s *.wide.example"];
+    put_ingress(&mut objects, ingress("a/old", 1, &lines));
+    let lines =
+        ["shop.example P /b web:80", "x.wide.example P /b web:80", "tls s shop.example x.wide.example"];
+    put_ingress(&mut objects, ingress("b/new", 2, &lines[2..]));
+    let mut model = built_with(options(), &objects, &input());
+    assert_eq!(names(&model), ["*.wide.example a/s"]);
+    let told = [
+        "Ingress b/new: spec.tls[0]: shop.example: held by Ingress a/old, which is older",
+        "Ingress b/new: spec.tls[0]: x.wide.example: held by Ingress a/old, which is older",
+    ];
+    assert_told(&model, &told);
+    // The holder itself, and another one of its namespace, may.
+    put_ingress(&mut objects, ingress("a/newer", 3, &["tls s shop.example"]));
+    // When it goes, what it held is free.
+    model.update(&objects, &input(), &everything(&objects));
+    assert_eq!(names(&model), ["shop.example a/s", "*.wide.example a/s"]);
+    objects.ingresses.remove(&key("a/old"));
+    model.update(&objects, &input(), &Touched { ingresses: [key("a/old")].into(), ..Touched::default() });
+    assert_eq!(names(&model), ["shop.example b/s", "x.wide.example b/s"]);
+    // A host of its own below somebody's wildcard is the newcomer's, and its certificate.
+    put_ingress(&mut objects, ingress("a/old", 1, &["*.wide.example P / web:80"]));
+    put_ingress(&mut objects, ingress("b/new", 2, &lines));
+    let model = built_with(options(), &objects, &input());
+    assert!(names(&model).contains(&"x.wide.example b/s".to_string()));
+}
+
 #[test]
 fn the_default_certificate_is_the_secret_of_the_flag_else_self_signed() {
     let options = || L7Options { default_certificate: Some(key("ops/default")), ..options() };
