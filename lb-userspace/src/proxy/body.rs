@@ -9,7 +9,7 @@ use crate::proxy::deadline::Deadline;
 use crate::proxy::headers;
 use crate::proxy::table::InFlight;
 use crate::proxy::upload::{Cut, Source};
-use crate::proxy::upstream::Http1;
+use crate::proxy::upstream::{Http1, Stream};
 use crate::proxy::worker::Worker;
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
@@ -51,6 +51,7 @@ pub(super) struct Http2Body {
     pub(super) deadline: Deadline,
     pub(super) limit: Duration,
     pub(super) source: Option<Rc<Source>>,
+    pub(super) _stream: Stream,
     pub(super) _in_flight: InFlight,
     pub(super) waiting: bool,
 }

@@ -197,6 +197,7 @@ impl Job<'_> {
             }
         };
         let is_fresh = connect.is_some();
+        let stream = connection.begin();
         let deadline = worker.deadlines.add();
         let limit = worker.shared.settings.upstream.read;
         let answered =
@@ -209,7 +210,7 @@ impl Job<'_> {
                 return Err((failure, Next::OtherEndpoint));
             }
             Err(failure) => {
-                worker.idle.unshare(address);
+                worker.idle.unshare(address, &connection);
                 return Err((failure, Next::SameEndpoint));
             }
         };
@@ -220,6 +221,7 @@ impl Job<'_> {
             deadline,
             limit,
             source,
+            _stream: stream,
             _in_flight: in_flight,
             waiting: false,
         });

@@ -16,8 +16,9 @@ pub(super) struct Idle {
     #[expect(clippy::vec_box, reason = "a connection is large and moves between requests and this list")]
     http1: RefCell<HashMap<SocketAddr, Vec<Box<Http1>>>>,
     count: Cell<usize>,
-    /// One shared connection for each address; streams are its concurrency.
-    http2: RefCell<HashMap<SocketAddr, (Http2, u64)>>,
+    /// Shared connections, each with when it was used last; streams are their concurrency, and
+    /// another one is made only when those that are there have no room.
+    http2: RefCell<HashMap<SocketAddr, Vec<(Http2, u64)>>>,
 }
 
 impl Idle {
@@ -50,21 +51,31 @@ impl Idle {
         self.count.set(self.count.get().saturating_sub(gone.len()));
     }
 
-    /// The shared HTTP/2 connection to an address.
+    /// A shared HTTP/2 connection to an address, with room for one more stream.
     pub(super) fn shared(&self, address: SocketAddr, now: u64) -> Option<Http2> {
         let mut shared = self.http2.borrow_mut();
-        let (connection, used) = shared.get_mut(&address)?;
+        let with_room = |(connection, _): &&mut (Http2, u64)| connection.has_room();
+        let (connection, used) = shared.get_mut(&address)?.iter_mut().find(with_room)?;
         *used = now;
-        connection.is_usable().then(|| connection.clone())
+        Some(connection.clone())
     }
 
+    /// Shares a new connection, unless another was made at the same time and has room: then it
+    /// is used once.
     pub(super) fn share(&self, address: SocketAddr, connection: Http2, now: u64) {
-        self.http2.borrow_mut().insert(address, (connection, now));
+        let mut shared = self.http2.borrow_mut();
+        let connections = shared.entry(address).or_default();
+        connections.retain(|(connection, _)| connection.is_usable());
+        if !connections.iter().any(|(connection, _)| connection.has_room()) {
+            connections.push((connection, now));
+        }
     }
 
-    pub(super) fn unshare(&self, address: SocketAddr) {
-        let gone = self.http2.borrow_mut().remove(&address);
-        drop(gone);
+    /// Opens no more streams over a connection; those that are open go on.
+    pub(super) fn unshare(&self, address: SocketAddr, connection: &Http2) {
+        if let Some(connections) = self.http2.borrow_mut().get_mut(&address) {
+            connections.retain(|(shared, _)| !shared.is(connection));
+        }
     }
 
     /// Drops what was idle for too long, and what its origin has closed.
@@ -81,6 +92,9 @@ impl Idle {
         });
         self.count.set(left);
         // Streams hold their own handle: one that is still used only loses its place here.
-        self.http2.borrow_mut().retain(|_, (connection, used)| *used >= oldest && connection.is_usable());
+        self.http2.borrow_mut().retain(|_, connections| {
+            connections.retain(|(connection, used)| *used >= oldest && connection.is_usable());
+            !connections.is_empty()
+        });
     }
 }

@@ -15,7 +15,7 @@ use http::{Method, Request, Response};
 use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::TokioIo;
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
 use std::io;
 use std::mem::MaybeUninit;
@@ -31,6 +31,12 @@ use tokio::task::spawn_local;
 
 /// The most that hyper keeps of what it reads and what it is to write.
 const BUFFER: usize = 64 * 1024;
+/// Streams of one HTTP/2 connection, where the origin does not want fewer.
+const STREAMS: usize = 100;
+/// What an origin may send on a stream that nobody reads. The connection's window is as large
+/// as those of all its streams: answers that are not read must not hold up the others (H25).
+const STREAM_WINDOW: u32 = 64 * 1024;
+const CONNECTION_WINDOW: u32 = 100 * STREAM_WINDOW;
 
 /// Why an exchange with an origin came to nothing.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -88,6 +94,17 @@ pub(super) struct Http1 {
 #[derive(Clone)]
 pub(super) struct Http2 {
     sender: http2::SendRequest<Upload>,
+    connection: Rc<RefCell<http2::Connection<TokioIo<TcpStream>, Upload, Local>>>,
+    open: Rc<Cell<usize>>,
+}
+
+/// Counts a stream as open at its connection for as long as it lives.
+pub(super) struct Stream(Rc<Cell<usize>>);
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        self.0.set(self.0.get().saturating_sub(1));
+    }
 }
 
 impl Pulse {
@@ -295,8 +312,8 @@ impl Http2 {
     pub(super) async fn connect(worker: &Rc<Worker>, address: SocketAddr) -> Result<Self, Failure> {
         let tcp = connect(worker, address).await?;
         let shaken = http2::Builder::new(Local)
-            .initial_stream_window_size(64 * 1024)
-            .initial_connection_window_size(1024 * 1024)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
             .max_header_list_size(64 * 1024)
             .max_send_buf_size(64 * 1024)
             .handshake(TokioIo::new(tcp))
@@ -304,11 +321,28 @@ impl Http2 {
         let Ok((sender, connection)) = shaken else {
             return Err(Failure { cause: Cause::Broken, sent: false, answered: false });
         };
-        spawn_local(async move {
-            // An error ends the streams, whose users are told by them.
-            let _ = connection.await;
-        });
-        Ok(Self { sender })
+        let connection = Rc::new(RefCell::new(connection));
+        let driven = Rc::clone(&connection);
+        // An error ends the streams, whose users are told by them.
+        spawn_local(poll_fn(move |cx| Pin::new(&mut *driven.borrow_mut()).poll(cx).map(drop)));
+        Ok(Self { sender, connection, open: Rc::default() })
+    }
+
+    /// Tells whether one more stream would be served at once.
+    pub(super) fn has_room(&self) -> bool {
+        let wanted = self.connection.try_borrow().map_or(STREAMS, |it| it.current_max_send_streams());
+        self.is_usable() && self.open.get() < wanted.min(STREAMS)
+    }
+
+    /// Tells whether both are the same connection.
+    pub(super) fn is(&self, other: &Self) -> bool {
+        Rc::ptr_eq(&self.open, &other.open)
+    }
+
+    /// Counts a stream that is about to be opened.
+    pub(super) fn begin(&self) -> Stream {
+        self.open.set(self.open.get() + 1);
+        Stream(Rc::clone(&self.open))
     }
 
     pub(super) fn is_usable(&self) -> bool {

@@ -17,10 +17,10 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use weir::model::routes::Protocol;
 
-type Sending = StreamBody<Receiver>;
+pub(crate) type Sending = StreamBody<Receiver>;
 
 /// A body that is fed by the test.
-struct Receiver(mpsc::UnboundedReceiver<Frame<Bytes>>);
+pub(crate) struct Receiver(mpsc::UnboundedReceiver<Frame<Bytes>>);
 
 impl futures_util::Stream for Receiver {
     type Item = Result<Frame<Bytes>, Infallible>;
@@ -33,12 +33,12 @@ impl futures_util::Stream for Receiver {
     }
 }
 
-fn body() -> (mpsc::UnboundedSender<Frame<Bytes>>, Sending) {
+pub(crate) fn body() -> (mpsc::UnboundedSender<Frame<Bytes>>, Sending) {
     let (sender, receiver) = mpsc::unbounded_channel();
     (sender, StreamBody::new(Receiver(receiver)))
 }
 
-async fn connect(to: SocketAddr) -> SendRequest<Sending> {
+pub(crate) async fn connect(to: SocketAddr) -> SendRequest<Sending> {
     let stream = tokio::net::TcpStream::connect(to).await.unwrap();
     let (sender, connection) =
         hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
@@ -46,16 +46,26 @@ async fn connect(to: SocketAddr) -> SendRequest<Sending> {
     sender
 }
 
-fn request(path: &str) -> http::request::Builder {
+pub(crate) fn request(path: &str) -> http::request::Builder {
     Request::post(format!("http://a.test{path}"))
 }
 
-fn empty() -> Sending {
+pub(crate) fn empty() -> Sending {
     body().1
 }
 
 /// An h2c origin.
-async fn origin<F, R, B>(serve: F) -> SocketAddr
+pub(crate) async fn origin<F, R, B>(serve: F) -> SocketAddr
+where
+    F: Fn(Request<Incoming>) -> R + Clone + Send + 'static,
+    R: Future<Output = Response<B>> + Send + 'static,
+    B: Body<Data = Bytes, Error = Infallible> + Send + 'static,
+{
+    origin_with(200, serve).await
+}
+
+/// An h2c origin that allows so many streams on a connection.
+pub(crate) async fn origin_with<F, R, B>(streams: u32, serve: F) -> SocketAddr
 where
     F: Fn(Request<Incoming>) -> R + Clone + Send + 'static,
     R: Future<Output = Response<B>> + Send + 'static,
@@ -73,6 +83,7 @@ where
                     async move { Ok::<_, Infallible>(answer.await) }
                 });
                 let _ = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+                    .max_concurrent_streams(streams)
                     .serve_connection(TokioIo::new(stream), service)
                     .await;
             });
@@ -81,7 +92,7 @@ where
     address
 }
 
-async fn within<T>(what: impl Future<Output = T>) -> T {
+pub(crate) async fn within<T>(what: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, what).await.expect("in time")
 }
 

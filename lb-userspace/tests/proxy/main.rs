@@ -7,3 +7,4 @@ mod harness;
 mod http2;
 mod overload;
 mod serving;
+mod shared;
