@@ -7,6 +7,7 @@
 use crate::proxy::account::Account;
 use crate::proxy::deadline::Deadline;
 use crate::proxy::headers;
+use crate::proxy::silence::Silence;
 use crate::proxy::table::InFlight;
 use crate::proxy::upload::{Cut, Source};
 use crate::proxy::upstream::{Http1, Stream};
@@ -17,7 +18,6 @@ use hyper::body::Incoming;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker, ready};
-use std::time::Duration;
 
 /// The body of an answer. While it lives, its request is open.
 pub(super) struct AnswerBody {
@@ -42,18 +42,15 @@ pub(super) struct Http1Body {
     pub(super) worker: Rc<Worker>,
     pub(super) source: Option<Rc<Source>>,
     pub(super) _in_flight: InFlight,
-    pub(super) waiting: bool,
 }
 
 /// An answer over a stream of an HTTP/2 connection.
 pub(super) struct Http2Body {
     pub(super) incoming: Incoming,
-    pub(super) deadline: Deadline,
-    pub(super) limit: Duration,
+    pub(super) silence: Silence,
     pub(super) source: Option<Rc<Source>>,
     pub(super) _stream: Stream,
     pub(super) _in_flight: InFlight,
-    pub(super) waiting: bool,
 }
 
 impl AnswerBody {
@@ -104,7 +101,7 @@ impl Http1Body {
     /// The answer is complete: the connection is free for the next request.
     fn finish(&mut self) {
         if let Some(connection) = self.connection.take() {
-            connection.pulse().rest();
+            connection.silence().rest();
             let now = self.worker.deadlines.now();
             self.worker.idle.put(connection, now, &self.worker.shared.settings.upstream);
         }
@@ -125,7 +122,9 @@ impl Http1Body {
         }
         match polled {
             Poll::Ready(Some(Ok(frame))) => {
-                self.rest();
+                if let Some(connection) = &self.connection {
+                    connection.silence().rest();
+                }
                 if self.incoming.is_end_stream() {
                     self.finish();
                 }
@@ -143,27 +142,11 @@ impl Http1Body {
         }
     }
 
-    fn rest(&mut self) {
-        if std::mem::take(&mut self.waiting)
-            && let Some(connection) = &self.connection
-        {
-            connection.pulse().rest();
-        }
-    }
-
     fn poll_silence(&mut self, cx: &Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
         let Some(connection) = &self.connection else { return Poll::Ready(Some(Err(Cut))) };
-        let pulse = connection.pulse();
-        if !std::mem::replace(&mut self.waiting, true) {
-            pulse.watch();
-        }
-        if !pulse.poll_silence(cx) {
-            return Poll::Pending;
-        }
-        if self.source.as_ref().is_some_and(|source| source.is_waiting()) {
-            // The origin may well wait for the rest of the request.
-            pulse.watch();
-            let _ = pulse.poll_silence(cx);
+        let silence = connection.silence();
+        silence.watch();
+        if !silence.poll(cx, self.source.as_deref()) {
             return Poll::Pending;
         }
         self.connection = None;
@@ -174,24 +157,17 @@ impl Http1Body {
 impl Http2Body {
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
         if let Poll::Ready(frame) = Pin::new(&mut self.incoming).poll_frame(cx) {
-            if std::mem::take(&mut self.waiting) {
-                self.deadline.clear();
+            self.silence.rest();
+            if let Some(source) = &self.source {
+                source.answer_moves();
             }
             return Poll::Ready(frame.map(|frame| frame.map(cleaned).map_err(|_| Cut)));
         }
-        if !std::mem::replace(&mut self.waiting, true) {
-            self.deadline.set(self.limit);
+        self.silence.watch();
+        if self.silence.poll(cx, self.source.as_deref()) {
+            return Poll::Ready(Some(Err(Cut)));
         }
-        if !self.deadline.poll(cx) {
-            return Poll::Pending;
-        }
-        if self.source.as_ref().is_some_and(|source| !source.is_done() && source.fault().is_none()) {
-            // The client's stream is open, and has limits of its own.
-            self.deadline.set(self.limit);
-            let _ = self.deadline.poll(cx);
-            return Poll::Pending;
-        }
-        Poll::Ready(Some(Err(Cut)))
+        Poll::Pending
     }
 }
 

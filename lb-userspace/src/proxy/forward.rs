@@ -12,6 +12,7 @@ use crate::proxy::body::{AnswerBody, Http1Body, Http2Body};
 use crate::proxy::conn::{Conn, Tunnel};
 use crate::proxy::error::Refusal;
 use crate::proxy::headers::{self, Rewrite};
+use crate::proxy::silence::Silence;
 use crate::proxy::table::{Endpoint, InFlight, PoolState};
 use crate::proxy::upload::{Fault, Source, Upload};
 use crate::proxy::upstream::{Cause, Failure, Http1, Http2};
@@ -118,7 +119,7 @@ impl Job<'_> {
         };
         let is_fresh = connect.is_some();
         let request = self.request(address, true);
-        let answered = connection.exchange(request, self.source.as_ref(), self.upgrade.is_some()).await;
+        let answered = connection.exchange(request, self.source.as_deref(), self.upgrade.is_some()).await;
         let status = answered.as_ref().ok().map(Response::status);
         self.account.attempted(address, connect, status);
         if let Some(reason) = connection.fault() {
@@ -146,7 +147,6 @@ impl Job<'_> {
             worker: Rc::clone(worker),
             source: self.source.clone(),
             _in_flight: in_flight,
-            waiting: false,
         });
         Ok(answer(head.status, head.headers, body))
     }
@@ -198,10 +198,9 @@ impl Job<'_> {
         };
         let is_fresh = connect.is_some();
         let stream = connection.begin();
-        let deadline = worker.deadlines.add();
-        let limit = worker.shared.settings.upstream.read;
-        let answered =
-            connection.exchange(self.request(address, false), self.source.as_ref(), &deadline, limit).await;
+        let silence = Silence::new(worker, worker.shared.settings.upstream.read);
+        let request = self.request(address, false);
+        let answered = connection.exchange(request, self.source.as_deref(), &silence).await;
         let status = answered.as_ref().ok().map(Response::status);
         self.account.attempted(address, connect, status);
         let response = match answered {
@@ -218,12 +217,10 @@ impl Job<'_> {
         let source = self.source.clone();
         let body = AnswerBody::http2(Http2Body {
             incoming,
-            deadline,
-            limit,
+            silence,
             source,
             _stream: stream,
             _in_flight: in_flight,
-            waiting: false,
         });
         Ok(answer(head.status, head.headers, body))
     }

@@ -32,6 +32,7 @@ pub mod record;
 mod serve;
 mod session;
 pub mod settings;
+mod silence;
 pub mod table;
 pub mod target;
 pub mod tls;

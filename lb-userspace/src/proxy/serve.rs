@@ -4,7 +4,7 @@
 //! host, the route on which all readings of the path agree (H32), the redirect to HTTPS, the
 //! body's size; then it is forwarded.
 
-use crate::model::routes::{Action, Target, VirtualHost};
+use crate::model::routes::{Action, Protocol, Target, VirtualHost};
 use crate::proxy::account::Account;
 use crate::proxy::body::AnswerBody;
 use crate::proxy::conn::Conn;
@@ -42,7 +42,7 @@ pub(super) async fn serve(conn: Rc<Conn>, request: Request<Incoming>) -> Result<
         }
     };
     let grpc = error::is_grpc(&account.parts.headers);
-    let source = Source::new(body, &conn, grpc);
+    let source = Source::new(body, &conn);
     if let Some(source) = &source {
         account.has_body(source);
     }
@@ -116,6 +116,12 @@ async fn answer(
         Target::Unavailable(_) => return Err(Failed::Refused(Refusal::NoEndpoint)),
     };
     check_length(conn, parts)?;
+    if let Some(source) = source.as_ref().filter(|_| grpc && conn.is_h2()) {
+        // A content type alone is anybody's word: such streams need HTTP/2 on both sides.
+        if pool.protocol == Protocol::H2c {
+            source.is_stream();
+        }
+    }
     let total = if grpc { grpc_timeout(conn, &parts.headers) } else { None };
     let upgrade = if source.is_none() { wanted_upgrade(conn, parts) } else { None };
     let job = Job { conn, account, parts, authority: &authority, pool, source, upgrade };

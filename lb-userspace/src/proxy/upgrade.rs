@@ -33,7 +33,7 @@ where
     poll_fn(|cx| if connection.poll_done(cx) { Poll::Ready(()) } else { Poll::Pending }).await;
     let (mut origin, first, pulse) = connection.into_tunnel();
     let mut client = Client { io: client, frames: websocket.then(Frames::default) };
-    pulse.watch();
+    pulse.silence.watch();
     let ended = {
         let carried = async {
             origin.write_all(&early).await?;
@@ -42,7 +42,7 @@ where
         };
         let mut carried = pin!(carried);
         poll_fn(|cx| {
-            if carried.as_mut().poll(cx).is_ready() || pulse.poll_silence(cx) {
+            if carried.as_mut().poll(cx).is_ready() || pulse.silence.poll(cx, None) {
                 return Poll::Ready(None);
             }
             conn.poll_expiry(cx).map_or(Poll::Pending, |expiry| Poll::Ready(Some(expiry)))

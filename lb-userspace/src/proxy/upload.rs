@@ -27,9 +27,11 @@ pub(super) struct Source {
     incoming: RefCell<Incoming>,
     conn: Rc<Conn>,
     deadline: Deadline,
-    /// Streams of messages may be silent, and slow, for as long as the origin allows it.
-    is_stream: bool,
+    /// A stream of messages: slow as its makers like, and silent while the answer moves.
+    is_stream: Cell<bool>,
     begun: u64,
+    /// When something of it came, or of a stream's answer.
+    moved: Cell<u64>,
     /// Milliseconds waited for the client, and since when it is waited for now.
     waited: Cell<u64>,
     waiting: Cell<Option<u64>>,
@@ -61,16 +63,18 @@ impl std::error::Error for Cut {}
 
 impl Source {
     /// None for a body that is known to be empty.
-    pub(super) fn new(incoming: Incoming, conn: &Rc<Conn>, is_stream: bool) -> Option<Rc<Self>> {
+    pub(super) fn new(incoming: Incoming, conn: &Rc<Conn>) -> Option<Rc<Self>> {
         if incoming.is_end_stream() {
             return None;
         }
+        let now = conn.worker.deadlines.now();
         Some(Rc::new(Self {
             incoming: RefCell::new(incoming),
             conn: Rc::clone(conn),
             deadline: conn.worker.deadlines.add(),
-            is_stream,
-            begun: conn.worker.deadlines.now(),
+            is_stream: Cell::new(false),
+            begun: now,
+            moved: Cell::new(now),
             waited: Cell::new(0),
             waiting: Cell::new(None),
             received: Cell::new(0),
@@ -97,9 +101,25 @@ impl Source {
         self.done.get()
     }
 
-    /// Tells whether the origin waits for the client.
-    pub(super) fn is_waiting(&self) -> bool {
-        self.waiting.get().is_some()
+    /// It is one direction of a gRPC exchange over HTTP/2 on both sides (I52).
+    pub(super) fn is_stream(&self) {
+        self.is_stream.set(true);
+    }
+
+    /// Something of the answer came.
+    pub(super) fn answer_moves(&self) {
+        self.moved.set(self.now());
+    }
+
+    /// How long the origin may go on to be silent because of the client: it is the client that
+    /// is waited for, and has limits of its own, or something came from it a while ago. Of a
+    /// stream, silence counts when it is in both directions.
+    pub(super) fn excuse(&self, limit: Duration) -> Option<Duration> {
+        if self.waiting.get().is_some() && !self.is_stream.get() {
+            return Some(limit);
+        }
+        let left = millis(limit).saturating_sub(self.now().saturating_sub(self.moved.get()));
+        (left > 0).then(|| Duration::from_millis(left))
     }
 
     pub(super) fn received(&self) -> u64 {
@@ -114,7 +134,7 @@ impl Source {
     fn patience(&self) -> Duration {
         let limits = &self.conn.worker.shared.settings.client;
         let mut patience = limits.stall;
-        if !self.is_stream {
+        if !self.is_stream.get() {
             // What a client at the least rate would have needed, over what this one took.
             let earned = self.received.get().saturating_mul(1000) / u64::from(limits.rate.max(1));
             let budget = millis(limits.rate_grace).saturating_add(earned).saturating_sub(self.waited.get());
@@ -140,7 +160,12 @@ impl Source {
                 self.deadline.set(self.patience());
             }
             if self.deadline.poll(cx) {
-                return self.fail(Fault::Refused(Refusal::TooSlow));
+                let stall = self.conn.worker.shared.settings.client.stall;
+                let Some(more) = self.excuse(stall).filter(|_| self.is_stream.get()) else {
+                    return self.fail(Fault::Refused(Refusal::TooSlow));
+                };
+                self.deadline.set(more);
+                let _ = self.deadline.poll(cx);
             }
             return Poll::Pending;
         };
@@ -152,6 +177,7 @@ impl Source {
             Some(Ok(frame)) => match frame.into_data() {
                 Ok(data) => {
                     self.received.set(self.received.get() + data.len() as u64);
+                    self.moved.set(self.now());
                     let limit = self.conn.worker.shared.settings.client.body_size;
                     if limit != 0 && self.received.get() > limit {
                         return self.fail(Fault::Refused(Refusal::BodyTooLarge));

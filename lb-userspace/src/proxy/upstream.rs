@@ -4,11 +4,11 @@
 //! task of its own, no hand-over between tasks, and when the request is given up the
 //! connection is closed with it at once. An HTTP/2 connection is shared, so it has a task.
 
-use crate::proxy::deadline::Deadline;
 use crate::proxy::judge::Reason;
 use crate::proxy::judge::io::origin::{Origin, Owed};
 use crate::proxy::judge::response::Question;
 use crate::proxy::session::Local;
+use crate::proxy::silence::Silence;
 use crate::proxy::upload::{Source, Upload};
 use crate::proxy::worker::Worker;
 use http::{Method, Request, Response};
@@ -24,7 +24,6 @@ use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
-use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::task::spawn_local;
@@ -60,9 +59,7 @@ pub(super) enum Cause {
 
 /// What an HTTP/1 connection's bytes say about it, beside themselves.
 pub(super) struct Pulse {
-    deadline: Deadline,
-    limit: Duration,
-    watched: Cell<bool>,
+    pub(super) silence: Silence,
     /// The next read first asks the kernel whether the connection is still open.
     probe: Cell<bool>,
     sent: Cell<bool>,
@@ -107,30 +104,6 @@ impl Drop for Stream {
     }
 }
 
-impl Pulse {
-    /// From now on, silence is measured.
-    pub(super) fn watch(&self) {
-        self.watched.set(true);
-        self.deadline.set(self.limit);
-    }
-
-    pub(super) fn rest(&self) {
-        self.watched.set(false);
-        self.deadline.clear();
-    }
-
-    /// Tells whether nothing moved for too long.
-    pub(super) fn poll_silence(&self, cx: &Context<'_>) -> bool {
-        self.deadline.poll(cx)
-    }
-
-    fn beat(&self) {
-        if self.watched.get() {
-            self.deadline.set(self.limit);
-        }
-    }
-}
-
 impl AsyncRead for OriginIo {
     fn poll_read(
         mut self: Pin<&mut Self>,
@@ -144,7 +117,7 @@ impl AsyncRead for OriginIo {
         ready!(Pin::new(&mut self.tcp).poll_read(cx, buf))?;
         if buf.filled().len() > before {
             self.pulse.answered.set(true);
-            self.pulse.beat();
+            self.pulse.silence.beat();
         }
         Poll::Ready(Ok(()))
     }
@@ -154,7 +127,7 @@ impl AsyncWrite for OriginIo {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let count = ready!(Pin::new(&mut self.tcp).poll_write(cx, buf))?;
         self.pulse.sent.set(true);
-        self.pulse.beat();
+        self.pulse.silence.beat();
         Poll::Ready(Ok(count))
     }
 
@@ -165,7 +138,7 @@ impl AsyncWrite for OriginIo {
     ) -> Poll<io::Result<usize>> {
         let count = ready!(Pin::new(&mut self.tcp).poll_write_vectored(cx, bufs))?;
         self.pulse.sent.set(true);
-        self.pulse.beat();
+        self.pulse.silence.beat();
         Poll::Ready(Ok(count))
     }
 
@@ -205,9 +178,7 @@ impl Http1 {
         let tcp = connect(worker, address).await?;
         let limits = &worker.shared.settings.upstream;
         let pulse = Rc::new(Pulse {
-            deadline: worker.deadlines.add(),
-            limit: limits.read.max(limits.send),
-            watched: Cell::new(false),
+            silence: Silence::new(worker, limits.read.max(limits.send)),
             probe: Cell::new(false),
             sent: Cell::new(false),
             answered: Cell::new(false),
@@ -251,8 +222,8 @@ impl Http1 {
         self.owed.fault().map(Reason::label)
     }
 
-    pub(super) fn pulse(&self) -> &Rc<Pulse> {
-        &self.pulse
+    pub(super) fn silence(&self) -> &Silence {
+        &self.pulse.silence
     }
 
     /// Sends a request and returns the answer's head; its body comes while the connection is
@@ -260,7 +231,7 @@ impl Http1 {
     pub(super) async fn exchange(
         &mut self,
         request: Request<Upload>,
-        source: Option<&Rc<Source>>,
+        source: Option<&Source>,
         upgrade: bool,
     ) -> Result<Response<Incoming>, Failure> {
         self.requests += 1;
@@ -268,7 +239,7 @@ impl Http1 {
         self.pulse.answered.set(false);
         self.owed.ask(Question { head: *request.method() == Method::HEAD, upgrade });
         let mut answer = pin!(self.sender.try_send_request(request));
-        self.pulse.watch();
+        self.pulse.silence.watch();
         let Self { connection, is_done, pulse, .. } = self;
         let result = poll_fn(|cx| {
             if !*is_done {
@@ -281,19 +252,10 @@ impl Http1 {
                 Poll::Pending if *is_done => return Poll::Ready(Err(Cause::Broken)),
                 Poll::Pending => {}
             }
-            if pulse.poll_silence(cx) {
-                if source.is_some_and(|source| source.is_waiting()) {
-                    // It is the client that is slow, and it has a limit of its own.
-                    pulse.watch();
-                    let _ = pulse.poll_silence(cx);
-                } else {
-                    return Poll::Ready(Err(Cause::TimedOut));
-                }
-            }
-            Poll::Pending
+            if pulse.silence.poll(cx, source) { Poll::Ready(Err(Cause::TimedOut)) } else { Poll::Pending }
         })
         .await;
-        self.pulse.rest();
+        self.pulse.silence.rest();
         result.map_err(|cause| Failure {
             cause,
             sent: self.pulse.sent.get(),
@@ -353,13 +315,11 @@ impl Http2 {
     pub(super) async fn exchange(
         &mut self,
         request: Request<Upload>,
-        source: Option<&Rc<Source>>,
-        deadline: &Deadline,
-        limit: Duration,
+        source: Option<&Source>,
+        silence: &Silence,
     ) -> Result<Response<Incoming>, Failure> {
         let mut answer = pin!(self.sender.try_send_request(request));
-        deadline.set(limit);
-        let mut seen = 0;
+        silence.watch();
         let result = poll_fn(|cx| {
             match answer.as_mut().poll(cx) {
                 Poll::Ready(Ok(response)) => return Poll::Ready(Ok(response)),
@@ -369,20 +329,13 @@ impl Http2 {
                 }
                 Poll::Pending => {}
             }
-            if deadline.poll(cx) {
-                let received = source.map_or(0, |source| source.received());
-                let is_clients = source.is_some_and(|source| source.is_waiting()) || received > seen;
-                if !is_clients {
-                    return Poll::Ready(Err(Failure { cause: Cause::TimedOut, sent: true, answered: false }));
-                }
-                seen = received;
-                deadline.set(limit);
-                let _ = deadline.poll(cx);
+            if silence.poll(cx, source) {
+                return Poll::Ready(Err(Failure { cause: Cause::TimedOut, sent: true, answered: false }));
             }
             Poll::Pending
         })
         .await;
-        deadline.clear();
+        silence.rest();
         result
     }
 }

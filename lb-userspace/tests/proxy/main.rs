@@ -6,5 +6,6 @@ mod failures;
 mod harness;
 mod http2;
 mod overload;
+mod patience;
 mod serving;
 mod shared;
