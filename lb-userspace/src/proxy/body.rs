@@ -17,7 +17,7 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, Waker, ready};
+use std::task::{Context, Poll, Waker};
 
 /// The body of an answer. While it lives, its request is open.
 pub(super) struct AnswerBody {
@@ -181,20 +181,27 @@ impl Body for AnswerBody {
             this.kind = Kind::Empty;
             return Poll::Ready(Some(Err(Cut)));
         }
-        let frame = match &mut this.kind {
-            Kind::Empty => None,
+        let polled = match &mut this.kind {
+            Kind::Empty => Poll::Ready(None),
             Kind::Text(text) => {
                 let text = std::mem::take(text);
                 this.kind = Kind::Empty;
-                Some(Ok(Frame::data(text)))
+                Poll::Ready(Some(Ok(Frame::data(text))))
             }
-            Kind::Http1(body) => ready!(body.poll_frame(cx)),
-            Kind::Http2(body) => ready!(body.poll_frame(cx)),
+            Kind::Http1(body) => body.poll_frame(cx),
+            Kind::Http2(body) => body.poll_frame(cx),
+        };
+        let Poll::Ready(frame) = polled else {
+            if let Some(account) = &this.account {
+                account.conn().has_handed_all();
+            }
+            return Poll::Pending;
         };
         match &frame {
             Some(Ok(frame)) => {
                 if let (Some(account), Some(data)) = (&this.account, frame.data_ref()) {
                     account.sent(data.len());
+                    account.conn().has_handed(data.len());
                 }
             }
             Some(Err(Cut)) => {

@@ -8,6 +8,8 @@
 use crate::proxy::deadline::{Deadline, Deadlines};
 use crate::proxy::engine::Scheme;
 use crate::proxy::judge::io::Ledger;
+use crate::proxy::pace::Pace;
+use crate::proxy::stream::Handed;
 use crate::proxy::table::InFlight;
 use crate::proxy::tls::Facts;
 use crate::proxy::upstream::Http1;
@@ -32,7 +34,7 @@ enum Phase {
     Head,
     /// Nothing, or a body, whose reader keeps the deadline.
     Busy,
-    /// HTTP/2: any sign of life.
+    /// HTTP/2: the next request, when none is open. Frames that ask for nothing do not count.
     Frames,
 }
 
@@ -65,8 +67,11 @@ pub(super) struct Conn {
     pub(super) owed: Deadline,
     /// When an idle connection gives back its buffers.
     rest: Deadline,
+    /// Until when a write that stands still may do so, and what the client's pace leaves it.
     write: Deadline,
-    write_stands: Cell<bool>,
+    pace: Pace,
+    /// What the stream that is polled at the moment has got of its answer.
+    handed: Cell<Option<Handed>>,
     phase: Cell<Phase>,
     requests: Cell<u32>,
     open: Cell<u32>,
@@ -107,7 +112,8 @@ impl Conn {
             owed: deadlines.add(),
             rest: deadlines.add(),
             write: deadlines.add(),
-            write_stands: Cell::new(false),
+            pace: Pace::new(&settings.client),
+            handed: Cell::new(None),
             phase: Cell::new(Phase::Idle),
             requests: Cell::new(0),
             open: Cell::new(0),
@@ -123,7 +129,7 @@ impl Conn {
         Rc::new(conn)
     }
 
-    /// From now on, frames: any byte that moves is a sign of life.
+    /// From now on, frames.
     pub(super) fn speaks_h2(&self) {
         self.phase.set(Phase::Frames);
         self.owed.set(self.worker.shared.settings.client.idle);
@@ -146,41 +152,56 @@ impl Conn {
                 self.phase.set(Phase::Head);
                 self.owed.set(self.worker.shared.settings.client.head);
             }
-            Phase::Frames => self.owed.set(self.worker.shared.settings.client.idle),
-            Phase::Head | Phase::Busy => {}
+            Phase::Head | Phase::Busy | Phase::Frames => {}
         }
     }
 
     /// Bytes went.
-    pub(super) fn has_written(&self) {
-        if self.write_stands.replace(false) {
-            self.write.clear();
-        }
-        if self.is_h2() {
-            self.owed.set(self.worker.shared.settings.client.idle);
-        }
+    pub(super) fn has_written(&self, count: usize) {
+        self.has_flushed();
+        self.pace.moved(count);
     }
 
     /// Nothing waits to go any more.
     pub(super) fn has_flushed(&self) {
-        if self.write_stands.replace(false) {
+        if self.pace.is_waiting() {
+            self.pace.goes_on(self.worker.deadlines.now());
             self.write.clear();
         }
     }
 
     /// Bytes should go and cannot.
     pub(super) fn cannot_write(&self) {
-        if !self.write_stands.replace(true) {
-            self.write.set(self.worker.shared.settings.client.stall);
+        if !self.pace.is_waiting() {
+            self.write.set(self.pace.waits(self.worker.deadlines.now()));
         }
+    }
+
+    /// A part of an answer was handed over to be written.
+    pub(super) fn has_handed(&self, bytes: usize) {
+        let before = self.handed.get().map_or(0, |handed| handed.bytes);
+        self.handed.set(Some(Handed { bytes: before.saturating_add(bytes), all: false }));
+    }
+
+    /// There is no more of an answer for the moment.
+    pub(super) fn has_handed_all(&self) {
+        let bytes = self.handed.get().map_or(0, |handed| handed.bytes);
+        self.handed.set(Some(Handed { bytes, all: true }));
+    }
+
+    /// What was handed over since this was asked last.
+    pub(super) fn take_handed(&self) -> Option<Handed> {
+        self.handed.take()
     }
 
     /// A request begins; it is over when the answer's last byte is handed on.
     pub(super) fn begin(self: &Rc<Self>) -> Open {
         self.requests.set(self.requests.get().saturating_add(1));
-        self.open.set(self.open.get() + 1);
+        let is_first = self.open.replace(self.open.get() + 1) == 0;
         if !self.is_h2() {
             self.phase.set(Phase::Busy);
+            self.owed.clear();
+        } else if is_first {
             self.owed.clear();
         }
         Open(Rc::clone(self))
@@ -194,8 +215,15 @@ impl Conn {
                 self.owed.set(self.worker.shared.settings.client.idle);
                 self.rest.set(REST);
             }
-            Phase::Frames if self.requests_are_used_up() => self.wake(),
-            Phase::Idle | Phase::Head | Phase::Frames => {}
+            Phase::Frames => {
+                if self.open.get() == 0 {
+                    self.owed.set(self.worker.shared.settings.client.idle);
+                }
+                if self.requests_are_used_up() {
+                    self.wake();
+                }
+            }
+            Phase::Idle | Phase::Head => {}
         }
     }
 
@@ -264,7 +292,7 @@ impl Conn {
             return false;
         }
         self.rest.clear();
-        self.phase.get() == Phase::Idle && !self.write_stands.get()
+        self.phase.get() == Phase::Idle && !self.pace.is_waiting()
     }
 
     /// Tells whether the connection is over. The task is woken when that may have changed.
@@ -286,7 +314,7 @@ impl Conn {
         }
         match self.phase.get() {
             // The end of the last answer is still on its way: the client owes nothing yet.
-            Phase::Idle if self.write_stands.get() => {
+            Phase::Idle if self.pace.is_waiting() => {
                 self.owed.set(self.worker.shared.settings.client.idle);
                 let _ = self.owed.poll(cx);
                 None

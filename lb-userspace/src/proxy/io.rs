@@ -100,9 +100,9 @@ impl AsyncRead for ClientIo {
 }
 
 impl ClientIo {
-    fn tell<T>(&self, result: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+    fn tell(&self, result: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         match &result {
-            Poll::Ready(Ok(_)) => self.conn.has_written(),
+            Poll::Ready(Ok(count)) => self.conn.has_written(*count),
             Poll::Ready(Err(_)) => {}
             Poll::Pending => self.conn.cannot_write(),
         }

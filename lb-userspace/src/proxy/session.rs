@@ -10,6 +10,7 @@ use crate::proxy::io::{ClientIo, Stream};
 use crate::proxy::judge::io::Judged;
 use crate::proxy::judge::io::frames::Counted;
 use crate::proxy::judge::request::Place;
+use crate::proxy::stream::Streams;
 use crate::proxy::tls::{Alpn, Facts, TlsStream};
 use crate::proxy::worker::Worker;
 use crate::proxy::{serve, upgrade};
@@ -238,7 +239,7 @@ async fn linger(io: &mut Judged<ClientIo>) {
     .await;
 }
 
-/// Runs the streams of HTTP/2 connections in this thread.
+/// Runs what belongs to an origin's HTTP/2 connection in this thread.
 #[derive(Clone)]
 pub(super) struct Local;
 
@@ -257,7 +258,7 @@ async fn serve_http2(io: ClientIo, conn: Rc<Conn>) {
     let corked = Corked::new(io, Rc::clone(&conn.worker.spare));
     let (counted, ended) = Counted::new(corked.clone());
     let mut http = pin!(
-        http2::Builder::new(Local)
+        http2::Builder::new(Streams(Rc::clone(&conn)))
             .max_concurrent_streams(conn.worker.shared.settings.client.streams)
             .initial_stream_window_size(64 * 1024)
             .initial_connection_window_size(1024 * 1024)

@@ -9,6 +9,7 @@ use crate::proxy::conn::Conn;
 use crate::proxy::deadline::{Deadline, millis};
 use crate::proxy::error::Refusal;
 use crate::proxy::headers;
+use crate::proxy::pace::Pace;
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
@@ -32,9 +33,7 @@ pub(super) struct Source {
     begun: u64,
     /// When something of it came, or of a stream's answer.
     moved: Cell<u64>,
-    /// Milliseconds waited for the client, and since when it is waited for now.
-    waited: Cell<u64>,
-    waiting: Cell<Option<u64>>,
+    pace: Pace,
     received: Cell<u64>,
     fault: Cell<Option<Fault>>,
     done: Cell<bool>,
@@ -75,8 +74,7 @@ impl Source {
             is_stream: Cell::new(false),
             begun: now,
             moved: Cell::new(now),
-            waited: Cell::new(0),
-            waiting: Cell::new(None),
+            pace: Pace::new(&conn.worker.shared.settings.client),
             received: Cell::new(0),
             fault: Cell::new(None),
             done: Cell::new(false),
@@ -115,7 +113,7 @@ impl Source {
     /// is waited for, and has limits of its own, or something came from it a while ago. Of a
     /// stream, silence counts when it is in both directions.
     pub(super) fn excuse(&self, limit: Duration) -> Option<Duration> {
-        if self.waiting.get().is_some() && !self.is_stream.get() {
+        if self.pace.is_waiting() && !self.is_stream.get() {
             return Some(limit);
         }
         let left = millis(limit).saturating_sub(self.now().saturating_sub(self.moved.get()));
@@ -130,18 +128,15 @@ impl Source {
         self.conn.worker.deadlines.now()
     }
 
-    /// How long the client may be silent now.
-    fn patience(&self) -> Duration {
-        let limits = &self.conn.worker.shared.settings.client;
-        let mut patience = limits.stall;
-        if !self.is_stream.get() {
-            // What a client at the least rate would have needed, over what this one took.
-            let earned = self.received.get().saturating_mul(1000) / u64::from(limits.rate.max(1));
-            let budget = millis(limits.rate_grace).saturating_add(earned).saturating_sub(self.waited.get());
-            let total = millis(limits.body).saturating_sub(self.now().saturating_sub(self.begun));
-            patience = patience.min(Duration::from_millis(budget.min(total)));
+    /// From now on the client is waited for; returns how long at most.
+    fn waits(&self) -> Duration {
+        let (now, limits) = (self.now(), &self.conn.worker.shared.settings.client);
+        let patience = self.pace.waits(now);
+        if self.is_stream.get() {
+            return limits.stall;
         }
-        patience
+        let total = millis(limits.body).saturating_sub(now.saturating_sub(self.begun));
+        patience.min(Duration::from_millis(total))
     }
 
     fn fail(&self, fault: Fault) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
@@ -155,9 +150,8 @@ impl Source {
         }
         let polled = Pin::new(&mut *self.incoming.borrow_mut()).poll_frame(cx);
         let Poll::Ready(frame) = polled else {
-            if self.waiting.get().is_none() {
-                self.waiting.set(Some(self.now()));
-                self.deadline.set(self.patience());
+            if !self.pace.is_waiting() {
+                self.deadline.set(self.waits());
             }
             if self.deadline.poll(cx) {
                 let stall = self.conn.worker.shared.settings.client.stall;
@@ -169,8 +163,8 @@ impl Source {
             }
             return Poll::Pending;
         };
-        if let Some(since) = self.waiting.take() {
-            self.waited.set(self.waited.get() + self.now().saturating_sub(since));
+        if self.pace.is_waiting() {
+            self.pace.goes_on(self.now());
             self.deadline.clear();
         }
         match frame {
@@ -178,6 +172,7 @@ impl Source {
                 Ok(data) => {
                     self.received.set(self.received.get() + data.len() as u64);
                     self.moved.set(self.now());
+                    self.pace.moved(data.len());
                     let limit = self.conn.worker.shared.settings.client.body_size;
                     if limit != 0 && self.received.get() > limit {
                         return self.fail(Fault::Refused(Refusal::BodyTooLarge));

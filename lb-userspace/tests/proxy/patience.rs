@@ -1,12 +1,13 @@
 //! Who is waited for, and how long (H24): clients that are slow or silent, one way or both.
 
 use crate::harness::*;
-use crate::http2::{body, connect, origin, request, within};
+use crate::http2::{body, connect, empty, origin, request, within};
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Frame;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use std::time::{Duration, Instant};
 use weir::model::routes::Protocol;
 use weir::proxy::engine::Settings;
@@ -22,6 +23,123 @@ fn impatient() -> Settings {
     settings.upstream.read = SHORT;
     settings.upstream.send = SHORT;
     settings
+}
+
+/// Frames of a raw client: nothing answers for it.
+fn frame(kind: u8, flags: u8, stream: u8, payload: &[u8]) -> Vec<u8> {
+    let length = u8::try_from(payload.len()).unwrap();
+    [&[0, 0, length, kind, flags, 0, 0, 0, stream], payload].concat()
+}
+
+const PING: u8 = 6;
+
+/// How long a connection lives over which this is sent, one piece after the other.
+fn outlives(proxy: &Proxy, first: &[u8], mut next: impl FnMut() -> Vec<u8> + Send) -> Duration {
+    let mut client = proxy.client();
+    client.send("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
+    client.write(&frame(4, 0, 0, &[]));
+    client.write(first);
+    let begun = Instant::now();
+    let mut writer = client.stream.get_ref().try_clone().unwrap();
+    std::thread::scope(|scope| {
+        let dribble = scope.spawn(move || {
+            while begun.elapsed() < PATIENCE && std::io::Write::write_all(&mut writer, &next()).is_ok() {
+                std::thread::sleep(Duration::from_millis(50));
+            }
+        });
+        // To the end of the connection: a GOAWAY is not one.
+        let _ended = std::io::Read::read_to_end(&mut client.stream, &mut Vec::new());
+        let took = begun.elapsed();
+        drop(client);
+        dribble.join().unwrap();
+        took
+    })
+}
+
+#[test]
+fn frames_that_ask_for_nothing_keep_no_connection() {
+    let origin = Origin::echo();
+    let proxy = Proxy::start(impatient(), &[origin.address]);
+    let took = outlives(&proxy, &[], || frame(PING, 0, 0, &[7; 8]));
+    assert!(took < Duration::from_secs(5), "pings: {took:?}");
+    // A head that never ends.
+    let took = outlives(&proxy, &[0, 0, 200, 1, 4, 0, 0, 0, 1], || vec![0x40]);
+    assert!(took < Duration::from_secs(5), "a dribbled head: {took:?}");
+}
+
+fn get(stream: u8) -> Vec<u8> {
+    frame(1, 5, stream, b"\x82\x86\x84\x41\x06a.test")
+}
+
+#[test]
+fn a_connection_that_was_told_to_go_goes() {
+    let origin = Origin::echo();
+    let mut settings = settings();
+    settings.client.requests = 3;
+    let proxy = Proxy::start(settings, &[origin.address]);
+    let mut stream = 0;
+    // It never acknowledges the ping that comes with the first GOAWAY, and asks for more.
+    let took = outlives(&proxy, &[], || {
+        stream += if stream < 201 { 2 } else { 0 };
+        get(stream - 1)
+    });
+    assert!(took < Duration::from_secs(5), "{took:?}");
+}
+
+#[test]
+fn a_download_below_the_least_rate_is_ended() {
+    let (tell, told) = std::sync::mpsc::channel();
+    let origin = endless(tell);
+    let mut settings = settings();
+    // No rate suffices, so that what the kernel holds for the client earns nothing.
+    settings.client.rate = u32::MAX;
+    settings.client.rate_grace = SHORT;
+    let proxy = Proxy::start(settings, &[origin.address]);
+    let mut client = proxy.client();
+    client.send("GET /endless HTTP/1.1\r\nhost: a.test\r\n\r\n");
+    let mut some = vec![0; 100_000];
+    let begun = Instant::now();
+    while told.try_recv().is_err() {
+        assert!(begun.elapsed() < PATIENCE, "it is still fed");
+        let _count = std::io::Read::read(&mut client.stream, &mut some);
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Says when an endless answer was given up; other answers are short.
+fn endless(tell: std::sync::mpsc::Sender<()>) -> Origin {
+    Origin::start(move |mut client| {
+        while let Some(head) = client.head() {
+            if !head.starts_with("GET /endless") {
+                client.send("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok");
+                continue;
+            }
+            client.send("HTTP/1.1 200 OK\r\ncontent-length: 1000000000000\r\n\r\n");
+            while std::io::Write::write_all(client.stream.get_mut(), &[0; 1 << 16]).is_ok() {}
+            tell.send(()).unwrap();
+        }
+    })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_that_is_not_read_is_ended_and_no_other() {
+    let (tell, told) = std::sync::mpsc::channel();
+    let origin = endless(tell);
+    let proxy = Proxy::start(impatient(), &[origin.address]);
+    let stream = tokio::net::TcpStream::connect(proxy.http).await.unwrap();
+    let (mut client, connection) = hyper::client::conn::http2::Builder::new(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .keep_alive_interval(Duration::from_millis(50))
+        .handshake(TokioIo::new(stream))
+        .await
+        .unwrap();
+    tokio::spawn(connection);
+    let ask = |path: &str| Request::get(format!("http://a.test{path}")).body(empty()).unwrap();
+    let unread = within(client.send_request(ask("/endless"))).await.unwrap();
+    tokio::task::spawn_blocking(move || told.recv_timeout(PATIENCE)).await.unwrap().unwrap();
+    let answer = within(client.send_request(ask("/"))).await.unwrap();
+    assert_eq!(within(answer.into_body().collect()).await.unwrap().to_bytes(), "ok");
+    drop(unread);
 }
 
 #[test]

@@ -40,6 +40,8 @@ const BYTES_A_FRAME: u64 = 64;
 const HEAD: usize = 48 * 1024;
 const HEAD_FRAMES: u32 = 256;
 const HEAD_EMPTY_FRAMES: u32 = 16;
+/// From a head's first byte to its last (H24).
+const HEAD_TIME: Duration = Duration::from_secs(60);
 /// Changes of the HPACK table's size at the beginning of one head (RFC 7541 4.2).
 const TABLE_SIZES: u32 = 2;
 /// Streams on the books at once: far above what a server allows.
@@ -62,12 +64,21 @@ pub enum Abuse {
     TableSizes,
     /// More streams than any server allows.
     Streams,
+    /// A head that does not come to its end in time (H24).
+    SlowHead,
 }
 
 impl Abuse {
     /// All of them, in the order of their counters.
-    pub const ALL: &[Self] =
-        &[Self::Preface, Self::Resets, Self::Control, Self::Continuations, Self::TableSizes, Self::Streams];
+    pub const ALL: &[Self] = &[
+        Self::Preface,
+        Self::Resets,
+        Self::Control,
+        Self::Continuations,
+        Self::TableSizes,
+        Self::Streams,
+        Self::SlowHead,
+    ];
 
     /// The metric label, and the name in the corpus.
     #[must_use]
@@ -79,6 +90,7 @@ impl Abuse {
             Self::Continuations => "h2-continuations",
             Self::TableSizes => "h2-table-sizes",
             Self::Streams => "h2-streams",
+            Self::SlowHead => "h2-slow-head",
         }
     }
 }
@@ -90,7 +102,7 @@ pub enum Ruling {
     Pass(usize),
     /// None before there are more: a frame's header is not whole.
     More,
-    /// The connection is to be ended, here, between two frames.
+    /// The connection is to be ended, here: between two frames, but for a head that is too slow.
     End(Abuse),
 }
 
@@ -104,6 +116,8 @@ pub struct Frames {
     initial_window: i64,
     window: i64,
     head: Option<Block>,
+    /// When the head that is on its way began; else when something came last.
+    head_begun: Duration,
     resets: u32,
     control: u32,
     /// Bytes of data that have not paid for a frame yet.
@@ -209,6 +223,7 @@ impl Default for Frames {
             initial_window: WINDOW,
             window: WINDOW,
             head: None,
+            head_begun: Duration::ZERO,
             resets: RESETS,
             control: CONTROL,
             bytes: 0,
@@ -223,6 +238,12 @@ impl Frames {
     /// Takes what the client sent and was not let through yet; `now` is the connection's age.
     pub fn client(&mut self, bytes: &[u8], now: Duration) -> Ruling {
         self.pay_by_time(now);
+        if !self.is_within_head() {
+            self.head_begun = now;
+        } else if now.saturating_sub(self.head_begun) > HEAD_TIME {
+            self.abuse = Some(Abuse::SlowHead);
+            return Ruling::End(Abuse::SlowHead);
+        }
         let mut at = 0;
         while let Some(rest) = bytes.get(at..).filter(|rest| !rest.is_empty()) {
             if self.client.left > 0 {
@@ -287,6 +308,11 @@ impl Frames {
                 self.sent(frame);
             }
         }
+    }
+
+    fn is_within_head(&self) -> bool {
+        let frame = self.client.left > 0 && matches!(self.client.header.kind, HEADERS | CONTINUATION);
+        frame || self.head.is_some()
     }
 
     /// Why the connection is to be ended, once what went on ends with a frame.

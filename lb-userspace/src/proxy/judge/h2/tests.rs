@@ -42,6 +42,25 @@ fn stream(number: usize) -> u32 {
 }
 
 #[test]
+fn a_head_has_its_time_whatever_else_is_open() {
+    let at = Duration::from_secs;
+    let head = frame(HEADERS, END_STREAM, 3, &[0x82, 0x87, 0x84]);
+    let rest = frame(CONTINUATION, END_HEADERS, 3, &[0x41, 1, b'a']);
+    // Within a frame, and between two.
+    for cut in [HEADER, HEADER + 1, head.len()] {
+        let mut frames = begun();
+        assert_eq!(run(&mut frames, 1, |_| request(1)), (1, None));
+        assert_eq!(frames.client(&frame(6, 0, 0, &[0; 8]), at(100)), Ruling::Pass(HEADER + 8));
+        assert_eq!(frames.client(&head[..cut], at(100)), Ruling::Pass(cut));
+        let whole = [&head[cut..], &rest].concat();
+        let mut in_time = frames.clone();
+        assert_eq!(in_time.client(&whole, at(159)), Ruling::Pass(whole.len()), "{cut}");
+        assert_eq!(in_time.client(&request(5), at(300)), Ruling::Pass(request(5).len()), "{cut}");
+        assert_eq!(frames.client(&whole, at(161)), Ruling::End(Abuse::SlowHead), "{cut}");
+    }
+}
+
+#[test]
 fn rapid_resets_end_the_connection() {
     let resets =
         |number| [request(stream(number)), frame(RST_STREAM, 0, stream(number), &[0, 0, 0, 8])].concat();

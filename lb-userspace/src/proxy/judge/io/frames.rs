@@ -82,8 +82,10 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Counted<IO> {
                 return Poll::Ready(Ok(()));
             }
             if let Some(abuse) = this.ended.get() {
-                // A preface that is none is the library's own error; then nothing more.
-                let rest = BREAK.get(this.broke..).filter(|_| *abuse != Abuse::Preface).unwrap_or_default();
+                // A preface that is none is the library's own error, and so is an end within a
+                // frame; then nothing more.
+                let ends = matches!(abuse, Abuse::Preface | Abuse::SlowHead);
+                let rest = BREAK.get(this.broke..).filter(|_| !ends).unwrap_or_default();
                 let count = rest.len().min(buf.remaining());
                 buf.put_slice(rest.get(..count).unwrap_or_default());
                 this.broke += count;
