@@ -5,7 +5,7 @@
 //! rest of a head, a body, the next request), one for a write that stands still. The
 //! connection's task looks at both each time it is polled.
 
-use crate::proxy::deadline::{Deadline, Deadlines};
+use crate::proxy::deadline::{Deadline, Deadlines, millis};
 use crate::proxy::engine::Scheme;
 use crate::proxy::judge::io::Ledger;
 use crate::proxy::pace::Pace;
@@ -65,6 +65,10 @@ pub(super) struct Conn {
     pub(super) trusted: bool,
     /// What the client owes; within a request's body it belongs to the body's reader.
     pub(super) owed: Deadline,
+    /// When an HTTP/2 connection that was told to go is ended, if nothing is open then.
+    goodbye: OnceCell<Deadline>,
+    /// From when on it serves nothing more, on the worker's clock; nothing moves it.
+    deaf: Cell<u64>,
     /// When an idle connection gives back its buffers.
     rest: Deadline,
     /// Until when a write that stands still may do so, and what the client's pace leaves it.
@@ -110,6 +114,8 @@ impl Conn {
                 .unwrap_or(HeaderValue::from_static("unknown")),
             trusted: settings.trusts(address),
             owed: deadlines.add(),
+            goodbye: OnceCell::new(),
+            deaf: Cell::new(u64::MAX),
             rest: deadlines.add(),
             write: deadlines.add(),
             pace: Pace::new(&settings.client),
@@ -216,10 +222,14 @@ impl Conn {
                 self.rest.set(REST);
             }
             Phase::Frames => {
-                if self.open.get() == 0 {
-                    self.owed.set(self.worker.shared.settings.client.idle);
+                let limits = &self.worker.shared.settings.client;
+                match self.goodbye.get() {
+                    _ if self.open.get() > 0 => {}
+                    // The end of an answer may still be on its way to a slow client.
+                    Some(goodbye) => goodbye.set(limits.stall),
+                    None => self.owed.set(limits.idle),
                 }
-                if self.requests_are_used_up() {
+                if self.requests_are_used_up() || self.is_leaving() {
                     self.wake();
                 }
             }
@@ -240,6 +250,24 @@ impl Conn {
     pub(super) fn drain(&self) {
         self.draining.set(true);
         self.wake();
+    }
+
+    /// It was told to go: what is open may end, and nothing more begins once `time` has passed.
+    pub(super) fn leaves(&self, time: Duration) {
+        self.owed.clear();
+        self.deaf.set(self.worker.deadlines.now().saturating_add(millis(time)));
+        let limits = &self.worker.shared.settings.client;
+        let time = if self.pace.is_waiting() { limits.stall } else { time };
+        self.goodbye.get_or_init(|| self.worker.deadlines.add()).set(time);
+    }
+
+    pub(super) fn is_leaving(&self) -> bool {
+        self.goodbye.get().is_some()
+    }
+
+    /// Tells whether it was told to go and has had its time to.
+    pub(super) fn has_left(&self) -> bool {
+        self.worker.deadlines.now() >= self.deaf.get()
     }
 
     /// Ends it.
@@ -308,6 +336,9 @@ impl Conn {
         }
         if self.write.poll(cx) {
             return Some(Expiry::Write);
+        }
+        if self.goodbye.get().is_some_and(|goodbye| goodbye.poll(cx)) && self.open.get() == 0 {
+            return Some(Expiry::Idle);
         }
         if !self.owed.poll(cx) {
             return None;

@@ -28,6 +28,9 @@ use std::time::Duration;
 
 /// Answers a request. An error makes hyper break the connection or stream off.
 pub(super) async fn serve(conn: Rc<Conn>, request: Request<Incoming>) -> Result<Response<AnswerBody>, Cut> {
+    if conn.has_left() {
+        return Err(Cut);
+    }
     let open = conn.begin();
     let (parts, body) = request.into_parts();
     let account = Account::new(open, parts);

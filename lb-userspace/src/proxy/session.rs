@@ -33,7 +33,8 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const FIRST_READ: usize = 4096;
 /// The most that hyper keeps of what it reads and what it is to write, HTTP/1.
 const HTTP1_BUFFER: usize = 64 * 1024;
-/// How long an HTTP/2 connection has to end after its GOAWAY for idleness.
+/// How long an HTTP/2 client has to take notice of a GOAWAY: what it had asked for by then is
+/// served, what it asks for later is not.
 const GOODBYE: Duration = Duration::from_secs(2);
 /// How long what the client still sends is read and dropped after the last answer, and how
 /// much: closing at once would make its kernel drop that answer (RFC 9112 section 9.6).
@@ -269,11 +270,11 @@ async fn serve_http2(io: ClientIo, conn: Rc<Conn>) {
             .max_local_error_reset_streams(100)
             .serve_connection(TokioIo::new(counted), service)
     );
-    let (mut leaving, mut over) = (false, false);
+    let mut over = false;
     poll_fn(|cx| {
-        if conn.is_last() && !leaving && !over {
-            leaving = true;
+        if conn.is_last() && !conn.is_leaving() && !over {
             http.as_mut().graceful_shutdown();
+            conn.leaves(GOODBYE);
         }
         over = over || http.as_mut().poll(cx).is_ready();
         match corked.poll_out(cx) {
@@ -283,10 +284,9 @@ async fn serve_http2(io: ClientIo, conn: Rc<Conn>) {
         }
         match conn.poll_expiry(cx) {
             None => Poll::Pending,
-            Some(Expiry::Idle) if !leaving && !over => {
-                leaving = true;
+            Some(Expiry::Idle) if !conn.is_leaving() && !over => {
                 http.as_mut().graceful_shutdown();
-                conn.owed.set(GOODBYE);
+                conn.leaves(GOODBYE);
                 cx.waker().wake_by_ref();
                 Poll::Pending
             }

@@ -76,6 +76,7 @@ fn a_connection_that_was_told_to_go_goes() {
     let origin = Origin::echo();
     let mut settings = settings();
     settings.client.requests = 3;
+    settings.client.stall = SHORT;
     let proxy = Proxy::start(settings, &[origin.address]);
     let mut stream = 0;
     // It never acknowledges the ping that comes with the first GOAWAY, and asks for more.
