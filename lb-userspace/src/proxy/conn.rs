@@ -25,6 +25,11 @@ use std::time::Duration;
 /// How long an idle connection keeps its buffers for the next request.
 const REST: Duration = Duration::from_secs(1);
 
+/// What the answers of one connection may take of memory in each of the two places where they
+/// wait, and among how many of them it is divided.
+const ROOM: usize = 512 * 1024;
+const MOST_SHARES: usize = 128;
+
 /// What the client owes next.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Phase {
@@ -193,6 +198,12 @@ impl Conn {
     pub(super) fn has_handed_all(&self) {
         let bytes = self.handed.get().map_or(0, |handed| handed.bytes);
         self.handed.set(Some(Handed { bytes, all: true }));
+    }
+
+    /// How much of an answer may be read at once: the more requests are open, the less, since
+    /// what a client does not take stays in memory (H20).
+    pub(super) fn room(&self) -> usize {
+        ROOM / usize::try_from(self.open.get()).unwrap_or(MOST_SHARES).clamp(1, MOST_SHARES)
     }
 
     /// What was handed over since this was asked last.

@@ -119,7 +119,8 @@ impl Job<'_> {
         };
         let is_fresh = connect.is_some();
         let request = self.request(address, true);
-        let answered = connection.exchange(request, self.source.as_deref(), self.upgrade.is_some()).await;
+        let (source, room) = (self.source.as_deref(), self.conn.room());
+        let answered = connection.exchange(request, source, self.upgrade.is_some(), room).await;
         let status = answered.as_ref().ok().map(Response::status);
         self.account.attempted(address, connect, status);
         if let Some(reason) = connection.fault() {

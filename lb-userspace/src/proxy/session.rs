@@ -33,6 +33,8 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const FIRST_READ: usize = 4096;
 /// The most that hyper keeps of what it reads and what it is to write, HTTP/1.
 const HTTP1_BUFFER: usize = 64 * 1024;
+/// What waits in a stream, beyond one part of its answer as it was read, to be written (H20).
+const SEND_BUFFER: usize = 8 * 1024;
 /// How long an HTTP/2 client has to take notice of a GOAWAY: what it had asked for by then is
 /// served, what it asks for later is not.
 const GOODBYE: Duration = Duration::from_secs(2);
@@ -265,7 +267,7 @@ async fn serve_http2(io: ClientIo, conn: Rc<Conn>) {
             .initial_connection_window_size(1024 * 1024)
             .max_frame_size(16 * 1024)
             .max_header_list_size(64 * 1024)
-            .max_send_buf_size(64 * 1024)
+            .max_send_buf_size(SEND_BUFFER)
             .max_pending_accept_reset_streams(20)
             .max_local_error_reset_streams(100)
             .serve_connection(TokioIo::new(counted), service)

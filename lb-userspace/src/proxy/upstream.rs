@@ -64,6 +64,8 @@ pub(super) struct Pulse {
     probe: Cell<bool>,
     sent: Cell<bool>,
     answered: Cell<bool>,
+    /// The most that one read takes of an answer.
+    room: Cell<usize>,
 }
 
 /// The socket of an HTTP/1 connection to an origin.
@@ -114,7 +116,15 @@ impl AsyncRead for OriginIo {
             return Poll::Ready(Ok(()));
         }
         let before = buf.filled().len();
-        ready!(Pin::new(&mut self.tcp).poll_read(cx, buf))?;
+        let room = self.pulse.room.get();
+        if room < buf.remaining() {
+            let mut part = ReadBuf::new(buf.initialize_unfilled_to(room));
+            ready!(Pin::new(&mut self.tcp).poll_read(cx, &mut part))?;
+            let count = part.filled().len();
+            buf.advance(count);
+        } else {
+            ready!(Pin::new(&mut self.tcp).poll_read(cx, buf))?;
+        }
         if buf.filled().len() > before {
             self.pulse.answered.set(true);
             self.pulse.silence.beat();
@@ -182,6 +192,7 @@ impl Http1 {
             probe: Cell::new(false),
             sent: Cell::new(false),
             answered: Cell::new(false),
+            room: Cell::new(BUFFER),
         });
         let (judged, owed) = Origin::new(OriginIo { tcp, pulse: Rc::clone(&pulse) });
         let shaken = http1::Builder::new().max_buf_size(BUFFER).handshake(TokioIo::new(judged)).await;
@@ -227,14 +238,16 @@ impl Http1 {
     }
 
     /// Sends a request and returns the answer's head; its body comes while the connection is
-    /// polled on.
+    /// polled on, at most `room` bytes at once.
     pub(super) async fn exchange(
         &mut self,
         request: Request<Upload>,
         source: Option<&Source>,
         upgrade: bool,
+        room: usize,
     ) -> Result<Response<Incoming>, Failure> {
         self.requests += 1;
+        self.pulse.room.set(room.min(BUFFER));
         self.pulse.sent.set(false);
         self.pulse.answered.set(false);
         self.owed.ask(Question { head: *request.method() == Method::HEAD, upgrade });
