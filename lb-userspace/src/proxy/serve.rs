@@ -41,7 +41,8 @@ pub(super) async fn serve(conn: Rc<Conn>, request: Request<Incoming>) -> Result<
             account.is_judged();
             let refusal = judged(&conn, reason);
             account.refused(refusal);
-            return Ok(finish(account, refuse(&conn, refusal, false, false)));
+            conn.will_linger();
+            return Ok(finish(account, refusal.answer(false), None));
         }
     };
     let grpc = error::is_grpc(&account.parts.headers);
@@ -54,14 +55,14 @@ pub(super) async fn serve(conn: Rc<Conn>, request: Request<Incoming>) -> Result<
             if response.status() == StatusCode::SWITCHING_PROTOCOLS {
                 turn.into_iter().for_each(Turn::upgraded);
             }
-            return Ok(finish(account, response));
+            return Ok(finish(account, response, source.as_deref()));
         }
         Err(Failed::Refused(refusal)) => refusal,
         // A body that the judge refused still gets its answer.
         Err(Failed::Abandoned) => judged(&conn, turn.as_ref().and_then(Turn::refusal).ok_or(Cut)?),
     };
     account.refused(refusal);
-    Ok(finish(account, refuse(&conn, refusal, source.is_some(), grpc)))
+    Ok(finish(account, refusal.answer(grpc), source.as_deref()))
 }
 
 /// What the judge of raw bytes has refused.
@@ -70,22 +71,22 @@ fn judged(conn: &Conn, reason: Reason) -> Refusal {
     Refusal::Judged(StatusCode::from_u16(reason.status()).unwrap_or(StatusCode::BAD_REQUEST))
 }
 
-/// The proxy's own answer. Where a body follows that nobody will read, it is the last one.
-fn refuse(conn: &Conn, refusal: Refusal, has_body: bool, grpc: bool) -> Response<AnswerBody> {
-    let mut response = refusal.answer(grpc);
-    if has_body && !conn.is_h2() {
-        conn.will_linger();
-        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-    }
-    response
-}
-
-fn finish(account: Box<Account>, mut response: Response<AnswerBody>) -> Response<AnswerBody> {
+/// Makes an answer this connection's. Over HTTP/1, one that comes before all of its request is
+/// the last: nobody may read the rest, whoever it is that answers (RFC 9112 section 9.6).
+fn finish(
+    account: Box<Account>,
+    mut response: Response<AnswerBody>,
+    source: Option<&Source>,
+) -> Response<AnswerBody> {
     let conn = account.conn();
+    let is_early = source.is_some_and(|source| !source.is_whole());
     if conn.is_h2() {
         response.headers_mut().remove(CONNECTION);
-    } else if conn.is_last() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+    } else if response.status() != StatusCode::SWITCHING_PROTOCOLS && (is_early || conn.is_last()) {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    if is_early && !conn.is_h2() {
+        conn.will_linger();
     }
     account.answered(response.status());
     response.body_mut().keep(account);

@@ -38,10 +38,14 @@ const SEND_BUFFER: usize = 8 * 1024;
 /// How long an HTTP/2 client has to take notice of a GOAWAY: what it had asked for by then is
 /// served, what it asks for later is not.
 const GOODBYE: Duration = Duration::from_secs(2);
-/// How long what the client still sends is read and dropped after the last answer, and how
-/// much: closing at once would make its kernel drop that answer (RFC 9112 section 9.6).
-const LINGER: Duration = Duration::from_secs(2);
-const LINGER_BYTES: usize = 256 * 1024;
+/// How long what the client still sends is read and dropped after the last answer, how long it
+/// may be silent meanwhile, and how much that is: closing at once would make its kernel drop
+/// that answer (RFC 9112 section 9.6), and some write all of a request before they read.
+const LINGER: Duration = Duration::from_secs(30);
+const LINGER_SILENCE: Duration = Duration::from_secs(5);
+const LINGER_BYTES: usize = 64 << 20;
+/// How long a client has to take the answer to a head that was too slow.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// Keeps the connection in the worker's list, and counts it.
 struct Listed {
@@ -188,19 +192,19 @@ async fn serve_http1(io: ClientIo, conn: Rc<Conn>) {
         }
     };
     match end {
-        End::Done(Ok(())) => {
-            if let Some(tunnel) = conn.take_tunnel() {
+        End::Done(Err(_)) if conn.is_broken_off() => io.get_ref().reset(),
+        End::Done(result) => {
+            if let (Ok(()), Some(tunnel)) = (result, conn.take_tunnel()) {
                 Box::pin(upgrade::run(io, early, tunnel, &conn)).await;
             } else if conn.lingers() {
-                Box::pin(linger(&mut io)).await;
+                Box::pin(linger(io.get_mut())).await;
             }
         }
-        End::Done(Err(_)) if conn.is_broken_off() => io.get_ref().reset(),
         End::Expired(Expiry::Head) => {
-            let _ = tokio::time::timeout(LINGER, io.write_all(slow_head().as_bytes())).await;
+            let _ = tokio::time::timeout(LAST_WORDS, io.write_all(slow_head().as_bytes())).await;
             let _ = io.shutdown().await;
         }
-        End::Done(Err(_)) | End::Expired(Expiry::Idle | Expiry::Write | Expiry::End) | End::Rests => {}
+        End::Expired(Expiry::Idle | Expiry::Write | Expiry::End) | End::Rests => {}
     }
 }
 
@@ -227,12 +231,14 @@ fn slow_head() -> String {
     )
 }
 
-/// Reads and drops what the client still sends, until it closes, within bounds.
-async fn linger(io: &mut Judged<ClientIo>) {
+/// Reads and drops what the client still sends, whatever it is, until it closes, within bounds.
+async fn linger(io: &mut ClientIo) {
     let _ = tokio::time::timeout(LINGER, async {
+        // Not yet done where the HTTP side has ended in an error.
+        let _ = io.shutdown().await;
         let mut left = LINGER_BYTES;
-        let mut sink = vec![0; 4096];
-        while let Ok(count @ 1..) = io.read(&mut sink).await {
+        let mut sink = vec![0; 16 * 1024];
+        while let Ok(Ok(count @ 1..)) = tokio::time::timeout(LINGER_SILENCE, io.read(&mut sink)).await {
             left = left.saturating_sub(count);
             if left == 0 {
                 return;

@@ -95,8 +95,9 @@ impl Source {
         self.received.get() == 0 && !self.done.get() && self.fault.get().is_none()
     }
 
-    pub(super) fn is_done(&self) -> bool {
-        self.done.get()
+    /// Tells whether all of it was received.
+    pub(super) fn is_whole(&self) -> bool {
+        self.fault.get().is_none() && (self.done.get() || self.incoming.borrow().is_end_stream())
     }
 
     /// It is one direction of a gRPC exchange over HTTP/2 on both sides (I52).
@@ -213,9 +214,7 @@ impl Body for Upload {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.0.as_ref().is_none_or(|source| {
-            source.fault.get().is_none() && (source.done.get() || source.incoming.borrow().is_end_stream())
-        })
+        self.0.as_ref().is_none_or(|source| source.is_whole())
     }
 
     fn size_hint(&self) -> SizeHint {

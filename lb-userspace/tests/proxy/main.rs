@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+mod early;
 mod failures;
 mod harness;
 mod http2;

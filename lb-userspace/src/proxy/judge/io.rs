@@ -20,17 +20,12 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// What hyper reads in the place of a head that is refused. It asks for the connection's end.
 pub const STAND_IN: &[u8] = b"GET / HTTP/1.1\r\nhost: refused\r\nconnection: close\r\n\r\n";
 /// Most bytes kept from a client that sends on before its upgrade is answered.
 const HELD_LIMIT: usize = 64 * 1024;
-/// How much of what a refused client still sends is read and dropped, so that the answer is
-/// not lost to a reset, and for how long.
-const LINGER_BYTES: usize = 256 * 1024;
-const LINGER: Duration = Duration::from_secs(1);
 
 /// What the judge of a connection and its service tell each other.
 #[derive(Debug, Default)]
@@ -119,7 +114,6 @@ pub struct Judged<IO> {
     held: Held,
     /// Handed on of the stand-in, once there is a refusal.
     stood_in: usize,
-    lingering: Option<(Pin<Box<tokio::time::Sleep>>, usize)>,
 }
 
 impl<IO> Judged<IO> {
@@ -131,7 +125,6 @@ impl<IO> Judged<IO> {
             ledger: Arc::clone(&ledger),
             held: Held::default(),
             stood_in: 0,
-            lingering: None,
         };
         (judged, ledger)
     }
@@ -143,6 +136,11 @@ impl<IO> Judged<IO> {
 
     pub const fn get_ref(&self) -> &IO {
         &self.io
+    }
+
+    /// The connection itself: what is read of it is not judged.
+    pub const fn get_mut(&mut self) -> &mut IO {
+        &mut self.io
     }
 
     /// Judges `bytes`, none of which was handed on; says how many may be. A refusal behind
@@ -243,31 +241,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Judged<IO> {
         Pin::new(&mut self.io).poll_flush(cx)
     }
 
-    /// Ends the connection; that of a refused client only once it has stopped sending, or has
-    /// had its time: else the answer may be lost to the reset that unread bytes cause.
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        if this.requests.place() != Place::Refused {
-            return Pin::new(&mut this.io).poll_shutdown(cx);
-        }
-        if this.lingering.is_none() {
-            ready!(Pin::new(&mut this.io).poll_shutdown(cx))?;
-        }
-        let (end, left) =
-            this.lingering.get_or_insert_with(|| (Box::pin(tokio::time::sleep(LINGER)), LINGER_BYTES));
-        let mut room = [0; 4096];
-        loop {
-            if end.as_mut().poll(cx).is_ready() {
-                return Poll::Ready(Ok(()));
-            }
-            let mut buf = ReadBuf::new(&mut room);
-            match Pin::new(&mut this.io).poll_read(cx, &mut buf) {
-                Poll::Pending => return Poll::Pending,
-                Poll::Ready(Ok(())) if !buf.filled().is_empty() && buf.filled().len() < *left => {
-                    *left -= buf.filled().len();
-                }
-                Poll::Ready(_) => return Poll::Ready(Ok(())),
-            }
-        }
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
     }
 }
