@@ -206,12 +206,14 @@ impl Job<'_> {
         self.account.attempted(address, connect, status);
         let response = match answered {
             Ok(response) => response,
-            Err(failure) if is_fresh || connection.is_usable() => {
-                return Err((failure, Next::OtherEndpoint));
-            }
             Err(failure) => {
-                worker.idle.unshare(address, &connection);
-                return Err((failure, Next::SameEndpoint));
+                let is_usable = connection.is_usable();
+                // Where nothing came, nothing may ever come: the next request is not to find out.
+                if !is_usable || failure.cause == Cause::TimedOut {
+                    worker.idle.unshare(address, &connection);
+                }
+                let next = if is_fresh || is_usable { Next::OtherEndpoint } else { Next::SameEndpoint };
+                return Err((failure, next));
             }
         };
         let (head, incoming) = response.into_parts();

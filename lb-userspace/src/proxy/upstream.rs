@@ -24,6 +24,7 @@ use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::task::spawn_local;
@@ -36,6 +37,10 @@ const STREAMS: usize = 100;
 /// as those of all its streams: answers that are not read must not hold up the others (H25).
 const STREAM_WINDOW: u32 = 64 * 1024;
 const CONNECTION_WINDOW: u32 = 100 * STREAM_WINDOW;
+
+/// How long an HTTP/2 origin's kernel may leave bytes unacknowledged. Such an origin reads all
+/// the time, whatever becomes of its streams, so a window that stays shut means the same.
+const UNACKNOWLEDGED: Duration = Duration::from_secs(15);
 
 /// Why an exchange with an origin came to nothing.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -286,6 +291,9 @@ impl Http1 {
 impl Http2 {
     pub(super) async fn connect(worker: &Rc<Worker>, address: SocketAddr) -> Result<Self, Failure> {
         let tcp = connect(worker, address).await?;
+        // Shared for as long as it is good, it must not outlive its peer: bytes that nobody
+        // acknowledges end it. It fails only when the connection is gone already.
+        let _ = socket2::SockRef::from(&tcp).set_tcp_user_timeout(Some(UNACKNOWLEDGED));
         let shaken = http2::Builder::new(Local)
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)

@@ -5,14 +5,17 @@ use crate::http2::{body, connect, empty, origin, origin_with, within};
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body::{Body, Frame};
-use http_body_util::BodyExt;
+use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
+use tokio::io::AsyncWriteExt;
 use weir::model::routes::Protocol;
 use weir::proxy::engine::Settings;
 
@@ -100,4 +103,31 @@ async fn another_connection_is_made_where_an_origin_allows_few_streams() {
     let answer = within(client.send_request(ask("/small"))).await.unwrap();
     assert_eq!(within(answer.into_body().collect()).await.unwrap().to_bytes(), "ok");
     assert!(hanging.iter().all(|one| !one.is_finished()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_on_which_nothing_comes_is_not_used_again() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        let (mut dead, _) = listener.accept().await.unwrap();
+        // It says its settings, and then nothing.
+        dead.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).await.unwrap();
+        let (alive, _) = listener.accept().await.unwrap();
+        let service = service_fn(|_| async {
+            Ok::<_, Infallible>(Response::new(Full::new(Bytes::from_static(b"alive"))))
+        });
+        let _end = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+            .serve_connection(TokioIo::new(alive), service)
+            .await;
+    });
+    let mut settings = settings();
+    settings.upstream.read = Duration::from_millis(300);
+    let proxy = start(settings, address);
+    let asked = tokio::task::spawn_blocking(move || {
+        let mut client = proxy.client();
+        assert_eq!(client.get("/").status, 504);
+        assert_eq!(client.get("/").text(), "alive");
+    });
+    asked.await.unwrap();
 }
