@@ -132,7 +132,11 @@ impl Job<'_> {
                 return Err((failure, Next::OtherEndpoint));
             }
             Err(failure) => {
-                worker.idle.forget(address);
+                // One that was dead says something of the others; one that was broken off because
+                // of the client, or in the middle of an answer, does not.
+                if !failure.answered && self.source.as_ref().is_none_or(|source| source.fault().is_none()) {
+                    worker.idle.forget(address);
+                }
                 return Err((failure, Next::SameEndpoint));
             }
         };

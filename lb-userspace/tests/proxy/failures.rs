@@ -90,6 +90,38 @@ fn an_idle_connection_that_died_costs_nothing() {
 }
 
 #[test]
+fn a_broken_upload_costs_its_own_connection_alone() {
+    let (tell, told) = std::sync::mpsc::channel();
+    let origin = Origin::start(move |mut client| {
+        while let Some(head) = client.head() {
+            if head.starts_with("POST") {
+                tell.send(()).unwrap();
+                std::thread::park_timeout(PATIENCE);
+            }
+            std::thread::sleep(Duration::from_millis(300));
+            client.send("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok");
+        }
+    });
+    let proxy = Proxy::start(settings(), &[origin.address]);
+    let mut clients: Vec<Client> = (0..5).map(|_| proxy.client()).collect();
+    for client in &mut clients {
+        client.send("GET /slow HTTP/1.1\r\nhost: a.test\r\n\r\n");
+    }
+    clients.iter_mut().for_each(|client| assert_eq!(client.reply().status, 200));
+    assert_eq!(origin.count(), 5);
+    let mut bad = proxy.client();
+    bad.send("POST / HTTP/1.1\r\nhost: a.test\r\ntransfer-encoding: chunked\r\n\r\n5\r\nfirst\r\n");
+    told.recv_timeout(PATIENCE).unwrap();
+    bad.send("zz\r\n");
+    assert_eq!(bad.reply().status, 400);
+    for client in &mut clients {
+        client.send("GET /slow HTTP/1.1\r\nhost: a.test\r\n\r\n");
+    }
+    clients.iter_mut().for_each(|client| assert_eq!(client.reply().status, 200));
+    assert_eq!(origin.count(), 6, "one was lost with the upload, four were used again");
+}
+
+#[test]
 fn a_broken_answer_is_502_before_its_head_and_an_abort_behind_it() {
     for (answer, status) in [
         ("HTTP/1.1 2000 OK\r\n\r\n", 502),
