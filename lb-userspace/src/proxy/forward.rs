@@ -65,8 +65,8 @@ pub(super) async fn forward(job: Job<'_>) -> Result<Response<AnswerBody>, Failed
             Ok(response) => return Ok(response),
             Err((failure, _)) if !job.may_be_sent_again(failure) => return Err(job.told(failure)),
             Err((failure, _)) => {
-                if failure.cause != Cause::Broken && !failure.sent {
-                    endpoint.refused(now, limits.eject);
+                let unreached = failure.cause != Cause::Broken && !failure.sent;
+                if unreached && endpoint.refused(worker.deadlines.now(), limits.eject) {
                     worker.recorder.ejected();
                 }
                 refusal = refusal_of(failure);

@@ -152,11 +152,16 @@ impl Endpoint {
     }
 
     /// It could not be connected to: it is left out for `time`, twice that at the next refusal
-    /// in a row, and so on up to 32 times.
-    pub fn refused(&self, now: u64, time: Duration) {
+    /// in a row, and so on up to 32 times. Says whether it is by this: of requests that find
+    /// out at the same time, or while it is left out already, only the first counts.
+    pub fn refused(&self, now: u64, time: Duration) -> bool {
+        if self.is_ejected(now) {
+            return false;
+        }
         let before = self.refusals.fetch_add(1, Ordering::Relaxed).min(5);
         let time = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         self.ejected_until.store(now.saturating_add(time.saturating_mul(1 << before)), Ordering::Relaxed);
+        true
     }
 
     /// It took a connection.
@@ -165,12 +170,6 @@ impl Endpoint {
             self.refusals.store(0, Ordering::Relaxed);
             self.ejected_until.store(0, Ordering::Relaxed);
         }
-    }
-}
-
-impl InFlight {
-    pub fn endpoint(&self) -> &Arc<Endpoint> {
-        &self.0
     }
 }
 
@@ -242,13 +241,18 @@ mod tests {
         assert!(endpoint.is_ejected(10_999) && !endpoint.is_ejected(11_000));
         endpoint.refused(11_000, second);
         assert!(endpoint.is_ejected(12_999) && !endpoint.is_ejected(13_000));
-        for _ in 0..50 {
-            endpoint.refused(20_000, second);
-        }
-        assert!(endpoint.is_ejected(51_999) && !endpoint.is_ejected(52_000));
+        // Several requests that are refused at once are one refusal.
         endpoint.connected();
-        assert!(!endpoint.is_ejected(20_000));
-        endpoint.refused(60_000, second);
-        assert!(!endpoint.is_ejected(61_000));
+        assert!(endpoint.refused(15_000, second));
+        assert!((0..6).all(|_| !endpoint.refused(15_500, second)));
+        assert!(!endpoint.is_ejected(16_000));
+        for n in 1..50 {
+            endpoint.refused(100_000 * n, second);
+        }
+        assert!(endpoint.is_ejected(4_931_999) && !endpoint.is_ejected(4_932_000));
+        endpoint.connected();
+        assert!(!endpoint.is_ejected(4_900_000));
+        endpoint.refused(6_000_000, second);
+        assert!(!endpoint.is_ejected(6_001_000));
     }
 }
