@@ -20,6 +20,7 @@ use http::header::UPGRADE;
 use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
+use std::cell::Cell;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -35,6 +36,8 @@ pub(super) struct Job<'a> {
     pub(super) source: Option<Rc<Source>>,
     /// What the client wants to upgrade to.
     pub(super) upgrade: Option<&'a HeaderValue>,
+    /// How often it may have arrived somewhere.
+    pub(super) sent: Cell<u32>,
 }
 
 /// Why there is no answer of an origin.
@@ -94,6 +97,9 @@ impl Job<'_> {
                 Protocol::Http1 => self.over_http1(endpoint, in_flight).await,
                 Protocol::H2c => self.over_http2(endpoint, in_flight).await,
             };
+            if result.as_ref().is_err_and(|(failure, _)| failure.sent) {
+                self.sent.set(self.sent.get() + 1);
+            }
             match result {
                 Err((failure, Next::SameEndpoint)) if self.may_be_sent_again(failure) => {}
                 result => return result,
@@ -263,7 +269,9 @@ impl Job<'_> {
 
     fn may_be_sent_again(&self, failure: Failure) -> bool {
         let whole = self.source.as_ref().is_none_or(|source| source.is_untouched());
-        whole && !failure.answered && (!failure.sent || is_repeatable(&self.parts.method))
+        let tries = self.conn.worker.shared.settings.upstream.tries.max(1);
+        let again = is_repeatable(&self.parts.method) && self.sent.get() < tries;
+        whole && !failure.answered && (!failure.sent || again)
     }
 
     /// What the client is told about a failure; a fault of its own body comes first.

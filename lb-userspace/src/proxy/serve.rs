@@ -20,6 +20,7 @@ use http::header::{CONNECTION, CONTENT_LENGTH, HOST, UPGRADE};
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
+use std::cell::Cell;
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::rc::Rc;
@@ -128,7 +129,7 @@ async fn answer(
     }
     let total = if grpc { grpc_timeout(conn, &parts.headers) } else { None };
     let upgrade = if source.is_none() { wanted_upgrade(conn, parts) } else { None };
-    let job = Job { conn, account, parts, authority: &authority, pool, source, upgrade };
+    let job = Job { conn, account, parts, authority: &authority, pool, source, upgrade, sent: Cell::new(0) };
     let Some(total) = total else { return forward::forward(job).await };
     let mut forwarding = pin!(forward::forward(job));
     let response = poll_fn(|cx| match forwarding.as_mut().poll(cx) {

@@ -93,7 +93,7 @@ pub struct UpstreamLimits {
     pub read: Duration,
     /// Between two writes of a request.
     pub send: Duration,
-    /// Endpoints that one request may be sent to (I59).
+    /// Endpoints that one request is tried at, and the most times that it is sent at all (I59).
     pub tries: u32,
     /// Idle connections of one worker.
     pub idle_connections: usize,

@@ -67,6 +67,32 @@ fn a_request_that_may_have_arrived_is_repeated_only_if_it_may_be() {
 }
 
 #[test]
+fn a_request_is_sent_no_more_often_than_the_tries() {
+    let deliveries = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let closing = || {
+        let counted = std::sync::Arc::clone(&deliveries);
+        // One answer, so that the connection is kept; then it takes a request and closes.
+        Origin::start(move |mut client| {
+            while let Some((head, _)) = client.request() {
+                if head.starts_with("GET /doomed") {
+                    counted.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+                    return;
+                }
+                client.send("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok");
+            }
+        })
+    };
+    let origins: Vec<Origin> = (0..5).map(|_| closing()).collect();
+    let addresses: Vec<_> = origins.iter().map(|origin| origin.address).collect();
+    let proxy = Proxy::start(settings(), &addresses);
+    while origins.iter().any(|origin| origin.count() == 0) {
+        assert_eq!(proxy.get("/").status, 200);
+    }
+    assert_eq!(proxy.get("/doomed").status, 502);
+    assert_eq!(deliveries.load(std::sync::atomic::Ordering::SeqCst), 3);
+}
+
+#[test]
 fn an_idle_connection_that_died_costs_nothing() {
     // Each connection serves one request and is then closed without a word.
     let origin = Origin::start(|mut client| {
