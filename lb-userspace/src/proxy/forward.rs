@@ -257,7 +257,15 @@ impl Job<'_> {
         *request.headers_mut() = headers::upstream(&self.parts.headers, &rewrite);
         *request.version_mut() = if http1 { Version::HTTP_11 } else { Version::HTTP_2 };
         let target = self.parts.uri.path_and_query().cloned();
-        let target = target.unwrap_or_else(|| PathAndQuery::from_static("/"));
+        let target = match target {
+            None => PathAndQuery::from_static("/"),
+            // An absolute target may have a query and no path; its text has the slash, which
+            // HTTP/2 would leave out.
+            Some(target) if target.as_str().starts_with('?') => {
+                PathAndQuery::try_from(target.to_string()).unwrap_or(target)
+            }
+            Some(target) => target,
+        };
         *request.uri_mut() = if http1 {
             Uri::from(target)
         } else {

@@ -12,11 +12,11 @@ use crate::proxy::deadline::Deadline;
 use crate::proxy::engine::Scheme;
 use crate::proxy::error::{self, Refusal};
 use crate::proxy::forward::{self, Failed, Job};
-use crate::proxy::judge::Reason;
 use crate::proxy::judge::io::Turn;
+use crate::proxy::judge::{FIELD_COUNT, HEAD_LIMIT, Reason, TARGET_LIMIT};
 use crate::proxy::upload::{Cut, Source};
 use crate::proxy::{headers, judge, matcher, target};
-use http::header::{CONNECTION, CONTENT_LENGTH, HOST, UPGRADE};
+use http::header::{CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, HOST, UPGRADE};
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
@@ -103,6 +103,9 @@ async fn answer(
     if parts.method == Method::CONNECT {
         return Err(Failed::Refused(Refusal::Method));
     }
+    if conn.is_h2() {
+        check_head(parts).map_err(|reason| Failed::Refused(judged(conn, reason)))?;
+    }
     let authority = authority(conn, parts)?;
     let name = matcher::host_name(authority.to_str().unwrap_or_default());
     if conn.tls.get().is_some_and(|facts| !name.is_empty() && !facts.covers(&name)) {
@@ -141,6 +144,33 @@ async fn answer(
         response.body_mut().limit(total);
         response
     })
+}
+
+/// Holds what came over HTTP/2 to what HTTP/1 heads are held to by the judge of their bytes, so
+/// that an origin gets nothing that it would not get otherwise (H8, H14, H22, I57).
+fn check_head(parts: &Parts) -> Result<(), Reason> {
+    let target = parts.uri.path_and_query().map_or("/", |target| target.as_str());
+    if target.len() > TARGET_LIMIT {
+        return Err(Reason::TargetTooLong);
+    }
+    if !target.starts_with('/') && target != "*" {
+        return Err(Reason::Target);
+    }
+    // Cookies come in crumbs, and go on as one field.
+    let crumbs = parts.headers.get_all(COOKIE).iter().count().saturating_sub(1);
+    if parts.headers.len() - crumbs > FIELD_COUNT {
+        return Err(Reason::TooManyFields);
+    }
+    let fields: usize = parts.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
+    if target.len() + fields > HEAD_LIMIT {
+        return Err(Reason::HeadTooLong);
+    }
+    let mut expected = parts.headers.get_all(EXPECT).iter();
+    match (expected.next(), expected.next()) {
+        (None, _) => Ok(()),
+        (Some(one), None) if one.as_bytes().eq_ignore_ascii_case(b"100-continue") => Ok(()),
+        (Some(_), _) => Err(Reason::Expect),
+    }
 }
 
 /// The host and port that the request is for: the target's, if it has one, else the field's

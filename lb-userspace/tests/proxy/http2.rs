@@ -158,6 +158,48 @@ async fn a_host_that_contradicts_the_authority_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_head_has_the_limits_of_http1() {
+    let origin = Origin::echo();
+    let proxy = Proxy::start(settings(), &[origin.address]);
+    let mut client = connect(proxy.http).await;
+    let ask = |path: &str| Request::get(format!("http://a.test{path}"));
+    let many = |count: usize, name: &str| {
+        (0..count).fold(ask("/"), |asked, n| asked.header(format!("{name}-{n}"), "1"))
+    };
+    let cookies = |count: usize| (0..count).fold(ask("/"), |asked, _| asked.header("cookie", "a=1"));
+    for (name, asked, status) in [
+        ("a long target", ask(&format!("/{}", "x".repeat(8_000))), 200),
+        ("one that is too long", ask(&format!("/{}", "x".repeat(8_192))), 414),
+        ("many fields", many(95, "x"), 200),
+        ("too many", many(101, "x"), 431),
+        ("one cookie in crumbs", cookies(150), 200),
+        ("a head of 40 KiB", ask("/").header("x", "y".repeat(20_000)).header("z", "y".repeat(20_000)), 431),
+        ("an expectation", ask("/").header("expect", "100-Continue"), 200),
+        ("another one", ask("/").header("expect", "a pony"), 417),
+        ("two", ask("/").header("expect", "100-continue").header("expect", "100-continue"), 417),
+    ] {
+        let answer = within(client.send_request(asked.body(empty()).unwrap())).await.unwrap();
+        assert_eq!(answer.status(), status, "{name}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_query_without_a_path_gets_its_slash() {
+    let address = origin(|request: Request<Incoming>| async move {
+        Response::new(Full::new(Bytes::from(request.uri().to_string())))
+    })
+    .await;
+    let proxy = Proxy::empty(settings());
+    proxy.engine.update(routes("a.test", Protocol::H2c, &[address]), true);
+    let asked = tokio::task::spawn_blocking(move || {
+        let mut client = proxy.client();
+        client.send("GET http://a.test?x=1 HTTP/1.1\r\nhost: a.test\r\n\r\n");
+        assert_eq!(client.reply().text(), "http://a.test/?x=1");
+    });
+    asked.await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn grpc_streams_both_ways_with_trailers() {
     let address = origin(|request: Request<Incoming>| async move {
         assert_eq!(request.headers()["te"], "trailers");
