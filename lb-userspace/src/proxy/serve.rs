@@ -234,8 +234,10 @@ fn route<'a>(conn: &Conn, host: &'a VirtualHost, parts: &Parts) -> Result<&'a Ac
 /// HTTP, and are answered there (I38).
 fn https_redirect(conn: &Conn, parts: &Parts, action: &Action, name: &str) -> Option<Response<AnswerBody>> {
     let status = action.https_redirect.and_then(|status| StatusCode::from_u16(status).ok())?;
-    let exempt = parts.uri.path().starts_with("/.well-known/acme-challenge/");
-    if exempt || name.is_empty() || headers::origin(&parts.headers, conn).scheme == Scheme::Https {
+    if is_challenge(parts.uri.path())
+        || name.is_empty()
+        || headers::origin(&parts.headers, conn).scheme == Scheme::Https
+    {
         return None;
     }
     let port = match conn.worker.shared.settings.https_port {
@@ -245,6 +247,13 @@ fn https_redirect(conn: &Conn, parts: &Parts, action: &Action, name: &str) -> Op
     let target = parts.uri.path_and_query().map_or("/", |target| target.as_str());
     let location = HeaderValue::try_from(format!("https://{name}{port}{target}")).ok()?;
     Some(error::redirect(status, location))
+}
+
+/// Tells whether this is a certificate authority's question (RFC 8555 section 8.3): one token
+/// of base64url behind the prefix, so that no reading of the path leads anywhere else (H32).
+fn is_challenge(path: &str) -> bool {
+    let token = path.strip_prefix("/.well-known/acme-challenge/").unwrap_or_default().as_bytes();
+    !token.is_empty() && token.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(byte))
 }
 
 /// A body that says that it is too large is refused before any of it is read (I57). HTTP/1

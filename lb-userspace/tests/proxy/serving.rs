@@ -120,7 +120,11 @@ fn a_plain_request_is_sent_to_https_where_the_route_says_so() {
     let reply = proxy.get("/x/y?z=1");
     assert_eq!(reply.status, 308);
     assert_eq!(reply.field("location"), Some("https://a.test/x/y?z=1"));
-    assert_eq!(proxy.get("/.well-known/acme-challenge/t").status, 200);
+    assert_eq!(proxy.get("/.well-known/acme-challenge/t0K_e-n").status, 200);
+    for path in ["..%2f..%2flogin", "../../login", "", "a/b", "a;b", "%61", "a%5cb"] {
+        let path = format!("/.well-known/acme-challenge/{path}");
+        assert_eq!(proxy.get(&path).status, 308, "{path}");
+    }
 }
 
 #[test]
