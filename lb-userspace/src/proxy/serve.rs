@@ -270,9 +270,10 @@ fn check_length(conn: &Conn, parts: &Parts) -> Result<(), Failed> {
 }
 
 /// The protocol that the client asks to switch to, where that may be (H8, H35): HTTP/1.1, no
-/// body, and not another HTTP or TLS, in which requests would pass by the router.
+/// body, and not another HTTP or TLS, in which requests would pass by the router. The method is
+/// the protocol's own affair (I50), and WebSocket's is GET.
 fn wanted_upgrade<'a>(conn: &Conn, parts: &'a Parts) -> Option<&'a HeaderValue> {
-    if conn.is_h2() || parts.version != Version::HTTP_11 || parts.method != Method::GET {
+    if conn.is_h2() || parts.version != Version::HTTP_11 {
         return None;
     }
     let mut fields = parts.headers.get_all(UPGRADE).iter();
@@ -290,7 +291,8 @@ fn wanted_upgrade<'a>(conn: &Conn, parts: &'a Parts) -> Option<&'a HeaderValue> 
     let carries_requests =
         [&b"h2"[..], b"h3", b"http", b"tls", b"ssl"].iter().any(|one| low.starts_with(one));
     let may = is_sound && asked && !carries_requests;
-    (may && (!is_websocket || is_handshake(&parts.headers))).then_some(protocol)
+    let is_get = parts.method == Method::GET;
+    (may && (!is_websocket || (is_get && is_handshake(&parts.headers)))).then_some(protocol)
 }
 
 /// RFC 6455 section 4.2.1: version 13 and a key of 16 bytes in base64.

@@ -276,6 +276,37 @@ fn an_upgrade_becomes_a_tunnel() {
 }
 
 #[test]
+fn an_upgrade_may_have_any_method_but_a_websocket_is_a_get() {
+    let origin = Origin::start(|mut client| {
+        while let Some((head, _)) = client.request() {
+            let answer = match field(&head, "upgrade") {
+                Some(protocol) => format!(
+                    "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: {protocol}\r\n\r\n"
+                ),
+                None => "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n".to_owned(),
+            };
+            client.send(&answer);
+        }
+    });
+    let proxy = Proxy::start(settings(), &[origin.address]);
+    let key = "sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+    for (method, protocol, fields, status) in [
+        ("GET", "tcp", "", 101),
+        ("POST", "tcp", "", 101),
+        ("POST", "spdy/3.1", "content-length: 0\r\n", 101),
+        ("GET", "websocket", key, 101),
+        ("POST", "websocket", key, 200),
+        ("POST", "h2c", "", 200),
+    ] {
+        let mut client = proxy.client();
+        client.send(&format!(
+            "{method} / HTTP/1.1\r\nhost: a.test\r\nconnection: upgrade\r\nupgrade: {protocol}\r\n{fields}\r\n"
+        ));
+        assert_eq!(client.reply().status, status, "{method} {protocol}");
+    }
+}
+
+#[test]
 fn an_upgrade_that_is_not_granted_is_an_ordinary_answer() {
     let origin = Origin::echo();
     let proxy = Proxy::start(settings(), &[origin.address]);
