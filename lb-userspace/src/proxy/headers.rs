@@ -56,7 +56,8 @@ pub(super) fn upstream(received: &HeaderMap, rewrite: &Rewrite<'_>) -> HeaderMap
     let nominated = nominated(received);
     let mut cookies = 0;
     for (name, value) in received {
-        if is_replaced(name) || (!nominated.is_empty() && nominated.contains(name)) {
+        let replaced = is_replaced(name) && !(rewrite.conn.trusted && is_passed_on(name));
+        if replaced || (!nominated.is_empty() && nominated.contains(name)) {
             continue;
         }
         if *name == COOKIE {
@@ -242,6 +243,13 @@ fn is_replaced(name: &HeaderName) -> bool {
         Some(_) | None => false,
     };
     by_name || text.bytes().any(|byte| byte == b'_' || byte == b'"')
+}
+
+/// What a trusted proxy in front says of the client beyond what is set here, as the prefix that
+/// it took off the path (I46).
+fn is_passed_on(name: &HeaderName) -> bool {
+    let set = [FORWARDED_FOR, FORWARDED_HOST, FORWARDED_PORT, FORWARDED_PROTO, FORWARDED_SCHEME];
+    name.as_str().starts_with("x-forwarded-") && !name.as_str().contains('_') && !set.contains(name)
 }
 
 /// Makes an origin's fields those of the answer: without the ones of its hop, in our name.

@@ -38,7 +38,7 @@ fn the_origin_gets_a_request_made_anew() {
     client.send(
         "GET /x?y=1 HTTP/1.1\r\nHost: A.test:80\r\nConnection: keep-alive, X-Hop\r\nX-Hop: 1\r\n\
          Keep-Alive: 5\r\nProxy-Connection: close\r\nTE: gzip\r\nX_Real_IP: 1.1.1.1\r\nProxy: evil\r\n\
-         X-Forwarded-For: 9.9.9.9\r\nX-Forwarded-Proto: https\r\nForwarded: for=9.9.9.9\r\n\
+         X-Forwarded-For: 9.9.9.9\r\nX-Forwarded-Proto: https\r\nX-Forwarded-Prefix: /evil\r\nForwarded: for=9.9.9.9\r\n\
          X-Request-ID: abc-1\r\nSSL-Client-Cert: x\r\nAccept: */*\r\nX-Twice: 1\r\nX-Twice: 2\r\n\r\n",
     );
     let text = client.reply().text();
@@ -64,12 +64,15 @@ fn a_trusted_peer_is_believed() {
     ] {
         let mut client = proxy.client();
         client.send(&format!(
-            "GET / HTTP/1.1\r\nhost: a.test\r\nx-forwarded-for: {list}\r\nx-forwarded-proto: https\r\n\r\n"
+            "GET / HTTP/1.1\r\nhost: a.test\r\nx-forwarded-for: {list}\r\nx-forwarded-proto: https\r\n\
+             x-forwarded-prefix: /app\r\nx-forwarded-a_b: 1\r\n\r\n"
         ));
         let text = client.reply().text();
         assert_eq!(field(&text, "x-real-ip"), Some(address), "{list}");
         assert_eq!(field(&text, "x-forwarded-for"), Some(address), "{list}");
         assert_eq!(field(&text, "x-forwarded-proto"), Some("https"), "{list}");
+        assert_eq!(field(&text, "x-forwarded-prefix"), Some("/app"), "{list}");
+        assert_eq!(field(&text, "x-forwarded-a_b"), None, "{list}");
     }
 }
 
