@@ -15,6 +15,8 @@ use http::header::{
 use http::{HeaderMap, HeaderName, HeaderValue};
 use std::net::IpAddr;
 
+/// Names in the `Connection` fields of a request.
+const NOMINATED_LIMIT: usize = 32;
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
@@ -188,6 +190,13 @@ pub(super) fn request_id(received: &HeaderMap, conn: &Conn) -> HeaderValue {
         *byte = digit(word >> (60 - 4 * (at % 16)));
     }
     HeaderValue::from_bytes(&text).unwrap_or(HeaderValue::from_static("0"))
+}
+
+/// Tells whether `Connection` names more than any client has to say: each name is looked for
+/// among all the fields (H25).
+pub(super) fn nominates_too_many(fields: &HeaderMap) -> bool {
+    let commas = |value: &HeaderValue| memchr::memchr_iter(b',', value.as_bytes()).count();
+    fields.get_all(CONNECTION).iter().map(|value| commas(value) + 1).sum::<usize>() > NOMINATED_LIMIT
 }
 
 /// Fields that a `Connection` field names: they are for this hop only (H34).

@@ -103,6 +103,9 @@ async fn answer(
     if parts.method == Method::CONNECT {
         return Err(Failed::Refused(Refusal::Method));
     }
+    if headers::nominates_too_many(&parts.headers) {
+        return Err(Failed::Refused(Refusal::BadRequest));
+    }
     if conn.is_h2() {
         check_head(parts).map_err(|reason| Failed::Refused(judged(conn, reason)))?;
     }

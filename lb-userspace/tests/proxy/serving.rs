@@ -50,6 +50,18 @@ fn the_origin_gets_a_request_made_anew() {
 }
 
 #[test]
+fn a_list_of_hops_has_an_end() {
+    let origin = Origin::echo();
+    let proxy = Proxy::start(settings(), &[origin.address]);
+    for (count, status) in [(31, 200), (32, 400), (3000, 400)] {
+        let names = (0..count).fold(String::from("close"), |list, n| format!("{list},{}", n % 10));
+        let mut client = proxy.client();
+        client.send(&format!("GET / HTTP/1.1\r\nhost: a.test\r\nconnection: {names}\r\n\r\n"));
+        assert_eq!(client.reply().status, status, "{count}");
+    }
+}
+
+#[test]
 fn a_trusted_peer_is_believed() {
     let origin = Origin::echo();
     let trusted = vec!["127.0.0.0/8".parse().unwrap(), "10.0.0.0/8".parse().unwrap()];
