@@ -188,6 +188,11 @@ impl Conn {
         }
     }
 
+    /// Tells whether bytes should go and cannot.
+    pub(super) fn write_stands(&self) -> bool {
+        self.pace.is_waiting()
+    }
+
     /// A part of an answer was handed over to be written.
     pub(super) fn has_handed(&self, bytes: usize) {
         let before = self.handed.get().map_or(0, |handed| handed.bytes);
@@ -331,7 +336,7 @@ impl Conn {
             return false;
         }
         self.rest.clear();
-        self.phase.get() == Phase::Idle && !self.pace.is_waiting()
+        self.phase.get() == Phase::Idle && !self.write_stands()
     }
 
     /// Tells whether the connection is over. The task is woken when that may have changed.
@@ -356,7 +361,7 @@ impl Conn {
         }
         match self.phase.get() {
             // The end of the last answer is still on its way: the client owes nothing yet.
-            Phase::Idle if self.pace.is_waiting() => {
+            Phase::Idle if self.write_stands() => {
                 self.owed.set(self.worker.shared.settings.client.idle);
                 let _ = self.owed.poll(cx);
                 None

@@ -200,6 +200,8 @@ async fn serve_http1(io: ClientIo, conn: Rc<Conn>) {
                 Box::pin(linger(io.get_mut())).await;
             }
         }
+        // The end of the last answer is still on its way: nothing can be said in the middle of it.
+        End::Expired(Expiry::Head) if conn.write_stands() => io.get_ref().reset(),
         End::Expired(Expiry::Head) => {
             let _ = tokio::time::timeout(LAST_WORDS, io.write_all(slow_head().as_bytes())).await;
             let _ = io.shutdown().await;

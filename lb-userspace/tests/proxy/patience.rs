@@ -107,6 +107,35 @@ fn a_download_below_the_least_rate_is_ended() {
     }
 }
 
+#[test]
+fn a_408_is_never_a_part_of_the_answer_before_it() {
+    const SIZE: usize = 8 << 20;
+    let origin = Origin::start(|mut client| {
+        client.head().unwrap();
+        client.send(&format!("HTTP/1.1 200 OK\r\ncontent-length: {SIZE}\r\n\r\n"));
+        client.write(&vec![b'x'; SIZE]);
+        std::thread::park_timeout(PATIENCE);
+    });
+    let mut settings = settings();
+    settings.client.head = Duration::from_millis(150);
+    let proxy = Proxy::start(settings, &[origin.address]);
+    let mut client = proxy.client();
+    client.send("GET / HTTP/1.1\r\nhost: a.test\r\n\r\n");
+    let head = client.head().unwrap();
+    assert!(head.starts_with("HTTP/1.1 200"));
+    // The next head dribbles in while the answer is read slowly.
+    client.send("GET /next HTTP/1.1\r\nx: ");
+    let mut received = Vec::new();
+    let mut some = vec![0; 100_000];
+    while let Ok(count @ 1..) = std::io::Read::read(&mut client.stream, &mut some) {
+        received.extend_from_slice(&some[..count]);
+        client.send("y");
+        std::thread::sleep(Duration::from_millis(40));
+    }
+    let answer = &received[..received.len().min(SIZE)];
+    assert!(answer.iter().all(|byte| *byte == b'x'), "{} bytes", received.len());
+}
+
 /// Says when an endless answer was given up; other answers are short.
 fn endless(tell: std::sync::mpsc::Sender<()>) -> Origin {
     Origin::start(move |mut client| {
