@@ -132,7 +132,7 @@ impl Engine {
     pub fn metrics(&self) -> String {
         self.certificates.tidy();
         let table = self.shared.table.load();
-        self.shared.metrics.keep(table.ingresses().map(Arc::as_ref));
+        self.shared.metrics.keep(table.routes());
         self.shared.metrics.text()
     }
 }

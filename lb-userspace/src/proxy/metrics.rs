@@ -112,9 +112,10 @@ impl Metrics {
         self.shared.configured.store(now, Ordering::Relaxed);
     }
 
-    /// Drops the series of all Ingresses but these; to be told before a scrape.
-    pub fn keep<'a>(&self, live: impl IntoIterator<Item = &'a ObjectKey>) {
-        let live: BTreeSet<&ObjectKey> = live.into_iter().collect();
+    /// Drops the series of all routes but these, each an Ingress and the Service that it leads
+    /// to, if it does; to be told before a scrape.
+    pub fn keep<'a>(&self, live: impl IntoIterator<Item = (&'a ObjectKey, Option<&'a ObjectKey>)>) {
+        let live: BTreeSet<_> = live.into_iter().collect();
         if self.routes(|routes| routes.keep(&live)) {
             self.shared.epoch.fetch_add(1, Ordering::Release);
         }

@@ -5,7 +5,7 @@
 //! of pointers are copied. Endpoints keep their state (requests in flight, ejection) as long as
 //! they stay in their pool.
 
-use crate::model::routes::{HostPattern, Pool, PoolKey, Protocol, Update, VirtualHost};
+use crate::model::routes::{HostPattern, Pool, PoolKey, Protocol, Target, Update, VirtualHost};
 use crate::problem::ObjectKey;
 use crate::proxy::matcher::Hosts;
 use std::collections::HashMap;
@@ -76,12 +76,16 @@ impl RoutingTable {
         self.pools.get(key)
     }
 
-    /// The Ingresses that routes come from, some more than once.
-    pub fn ingresses(&self) -> impl Iterator<Item = &Arc<ObjectKey>> {
+    /// The Ingresses that routes come from and the Services that they lead to, if they do; some
+    /// more than once.
+    pub fn routes(&self) -> impl Iterator<Item = (&ObjectKey, Option<&ObjectKey>)> {
         let hosts = self.exact.values().chain(self.wildcard.values()).chain(&self.any);
-        hosts
-            .flat_map(|host| host.rules.iter().map(|rule| &rule.action).chain(&host.default))
-            .map(|action| &action.ingress)
+        hosts.flat_map(|host| host.rules.iter().map(|rule| &rule.action).chain(&host.default)).map(|action| {
+            match &action.target {
+                Target::Pool(key) => (&*action.ingress, Some(&*key.service)),
+                Target::Unavailable(_) => (&*action.ingress, None),
+            }
+        })
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! A route is an Ingress and a Service. It gets series at its first request, as long as there
 //! is room: in full, with histograms, for as many routes as half of the room is for; then
-//! counters; then it is counted under `other`. Room comes back when Ingresses go.
+//! counters; then it is counted under `other`. Room comes back when routes go.
 
 use super::shard::{Count, Sizes, Times};
 use crate::problem::ObjectKey;
@@ -131,12 +131,14 @@ impl Routes {
         series
     }
 
-    /// Drops the routes of Ingresses that are gone; says whether there were any.
-    pub(super) fn keep(&mut self, live: &BTreeSet<&ObjectKey>) -> bool {
+    /// Drops the routes that are gone; says whether there were any.
+    pub(super) fn keep(&mut self, live: &BTreeSet<(&ObjectKey, Option<&ObjectKey>)>) -> bool {
+        let none = ObjectKey::default();
         let before = self.series.len();
         let used = &mut self.used;
         self.series.retain(|name, series| {
-            let keep = live.contains(&name.ingress);
+            let service = Some(&name.service).filter(|service| **service != none);
+            let keep = live.contains(&(&name.ingress, service));
             if !keep {
                 *used -= if series.details.is_empty() { COUNTED } else { FULL };
             }

@@ -160,7 +160,7 @@ fn series_are_bounded_whatever_the_number_of_ingresses() {
 }
 
 #[test]
-fn removed_ingresses_take_their_series_along_and_make_room() {
+fn removed_routes_take_their_series_along_and_make_room() {
     let metrics = Metrics::new(Options { most_series: 800, ..Options::default() }, None, None);
     let recorder = metrics.recorder(0);
     let has = |n: usize| metrics.text().contains(&format!("\"shop/front-{n}\""));
@@ -169,7 +169,8 @@ fn removed_ingresses_take_their_series_along_and_make_room() {
         recorder.ended(&record(Some(Route { ingress: front, pool: Some(web) }), 200, &[]));
     }
     assert!(has(0) && !has(99));
-    metrics.keep([&*keys[99].0]);
+    let route = |n: usize| (&*keys[n].0, Some(&*keys[n].1.service));
+    metrics.keep([route(99)]);
     assert!(!has(0));
     for n in [0, 99] {
         // The recorder asks again, and there is room now.
@@ -177,8 +178,14 @@ fn removed_ingresses_take_their_series_along_and_make_room() {
         recorder.ended(&record(Some(Route { ingress: front, pool: Some(web) }), 200, &[]));
         assert!(has(n), "{n}");
     }
-    metrics.keep([&*keys[0].0, &*keys[99].0]);
+    metrics.keep([route(0), route(99)]);
     assert!(has(0) && has(99));
+    // The Ingress lives on, and leads to another Service, or to none.
+    metrics.keep([(&*keys[0].0, Some(&*keys[1].1.service)), (&*keys[99].0, None)]);
+    assert!(!has(0) && !has(99));
+    recorder.ended(&record(Some(Route { ingress: &keys[0].0, pool: None }), 503, &[]));
+    metrics.keep([(&*keys[0].0, None)]);
+    assert!(has(0));
 }
 
 #[test]
