@@ -232,6 +232,13 @@ fn rules_of_ingress_hold_for_pods_of_deployments() {
     }
     assert!(wrong.is_empty(), "{} rows:\n{}\n{}", wrong.len(), wrong.join("\n"), agent.log());
     println!("{} rows", ROWS.len());
+    // A proxy has said that it routes so (I70).
+    cluster.until("the Event", |server| {
+        let events = server.list("events.k8s.io/v1", "Event", NAMESPACE, "")?;
+        let sync = |event: &Value| event["regarding"]["name"] == "rules" && event["reason"] == "Sync";
+        anyhow::ensure!(events.iter().any(sync), "{events:?}");
+        Ok(())
+    });
 
     let secure = Fetch::https((ip, 443).into(), "secure.test", "/").trusting(authority.root());
     for version in [Version::One, Version::Two] {
