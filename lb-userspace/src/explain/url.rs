@@ -9,7 +9,8 @@ use crate::model::routes::{
     Action, Certificate, HostPattern, PathKind, PoolKey, Protocol, Routes, Target, VirtualHost,
 };
 use crate::problem::ObjectKey;
-use crate::proxy::{matcher, target};
+use crate::proxy::matcher::{self, Indexed};
+use crate::proxy::target;
 use crate::source::Ingress;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -269,8 +270,13 @@ pub fn owner<'a>(routes: &'a Routes, name: &str) -> Option<(HostPattern, &'a Arc
     Some((found?, host))
 }
 
-fn route<'a>(host: &'a VirtualHost, url: &Url, told: &mut UrlExplanation) -> Result<&'a Action, Option<u16>> {
-    let select = |path: &[u8]| matcher::action(host, path).map(|matched| matched.rule);
+fn route<'a>(
+    host: &'a Arc<VirtualHost>,
+    url: &Url,
+    told: &mut UrlExplanation,
+) -> Result<&'a Action, Option<u16>> {
+    let indexed = Indexed::new(Arc::clone(host));
+    let select = |path: &[u8]| matcher::action(&indexed, path).map(|matched| matched.rule);
     let selected = target::agree(url.path.as_bytes(), select).map_err(|refusal| {
         told.steps.push(format!(
             "Path {} is refused ({}): its readings must all be for one route: 400.",

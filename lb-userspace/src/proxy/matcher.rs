@@ -6,15 +6,46 @@
 //! the agreement of raw and decoded form is judged by the caller, with this function.
 
 use crate::model::routes::{Action, HostPattern, PathKind, PathRule, Routes, VirtualHost};
+use index::Index;
 use std::borrow::Cow;
+use std::ops::Deref;
 use std::sync::Arc;
+
+mod index;
+
+/// So many rules are tried one by one, which is quicker than to hash the path.
+const FEW: usize = 16;
 
 /// Virtual hosts by pattern.
 pub trait Hosts {
-    fn exact(&self, name: &str) -> Option<&Arc<VirtualHost>>;
+    type Host;
+    fn exact(&self, name: &str) -> Option<&Self::Host>;
     /// By the parent: `example.com` for `*.example.com`.
-    fn wildcard(&self, parent: &str) -> Option<&Arc<VirtualHost>>;
-    fn any(&self) -> Option<&Arc<VirtualHost>>;
+    fn wildcard(&self, parent: &str) -> Option<&Self::Host>;
+    fn any(&self) -> Option<&Self::Host>;
+}
+
+/// A virtual host whose rules can be looked up.
+#[derive(Debug)]
+pub struct Indexed {
+    host: Arc<VirtualHost>,
+    /// `None`: there are few rules.
+    index: Option<Index>,
+}
+
+impl Indexed {
+    pub fn new(host: Arc<VirtualHost>) -> Self {
+        let index = (host.rules.len() > FEW).then(|| Index::of(&host.rules));
+        Self { host, index }
+    }
+}
+
+impl Deref for Indexed {
+    type Target = VirtualHost;
+
+    fn deref(&self) -> &VirtualHost {
+        &self.host
+    }
 }
 
 /// What a request was matched to.
@@ -44,7 +75,7 @@ pub fn host_name(authority: &str) -> Cow<'_, str> {
 /// Returns the virtual host that owns a name, which is in the form of [`host_name`]: the exact
 /// one, else the wildcard that stands for exactly its first label (I6), else the one for all
 /// names that nothing else is for (I8).
-pub fn virtual_host<'a>(hosts: &'a impl Hosts, name: &str) -> Option<&'a Arc<VirtualHost>> {
+pub fn virtual_host<'a, H: Hosts>(hosts: &'a H, name: &str) -> Option<&'a H::Host> {
     let wildcard = || {
         let (label, parent) = name.split_once('.')?;
         if label.is_empty() { None } else { hosts.wildcard(parent) }
@@ -55,7 +86,7 @@ pub fn virtual_host<'a>(hosts: &'a impl Hosts, name: &str) -> Option<&'a Arc<Vir
 /// Returns what the host does with a path: its first rule that matches, else its default (I7);
 /// none is the answer 404 (I15). The path has no query. It is
 /// bytes, since readings of it need not be UTF-8.
-pub fn action<'a>(host: &'a VirtualHost, path: &[u8]) -> Option<Matched<'a>> {
+pub fn action<'a>(host: &'a Indexed, path: &[u8]) -> Option<Matched<'a>> {
     match rule(host, path) {
         Some((at, rule)) => Some(Matched { rule: Some(at), action: &rule.action }),
         None => host.default.as_ref().map(|action| Matched { rule: None, action }),
@@ -63,8 +94,12 @@ pub fn action<'a>(host: &'a VirtualHost, path: &[u8]) -> Option<Matched<'a>> {
 }
 
 /// Returns the first rule that matches, with its position.
-pub fn rule<'a>(host: &'a VirtualHost, path: &[u8]) -> Option<(usize, &'a PathRule)> {
-    host.rules.iter().enumerate().find(|(_, rule)| matches(rule, path))
+pub fn rule<'a>(host: &'a Indexed, path: &[u8]) -> Option<(usize, &'a PathRule)> {
+    let at = match &host.index {
+        Some(index) => index.find(&host.rules, path)?,
+        None => host.rules.iter().position(|rule| matches(rule, path))?,
+    };
+    Some((at, host.rules.get(at)?))
 }
 
 /// Tells whether a rule takes a path: byte by byte (I9), or element by element (I10).
@@ -88,6 +123,8 @@ pub fn nearest_miss<'a>(host: &'a VirtualHost, path: &[u8]) -> Option<&'a PathRu
 }
 
 impl Hosts for Routes {
+    type Host = Arc<VirtualHost>;
+
     fn exact(&self, name: &str) -> Option<&Arc<VirtualHost>> {
         self.hosts.get(&HostPattern::Exact(name.into()))
     }
@@ -107,6 +144,7 @@ mod tests {
     use super::*;
     use crate::model::routes::{PoolKey, Target};
     use crate::problem::ObjectKey;
+    use proptest::prelude::*;
 
     fn act(name: &str) -> Action {
         let service = Arc::new(ObjectKey::new("default", name));
@@ -130,6 +168,23 @@ mod tests {
             })
             .collect();
         VirtualHost { rules, default: default.map(act) }
+    }
+
+    /// The host with its rules tried one by one, and with them looked up, however few.
+    fn both(host: VirtualHost) -> [Indexed; 2] {
+        let host = Arc::new(host);
+        let index = Some(Index::of(&host.rules));
+        [Indexed { host: Arc::clone(&host), index: None }, Indexed { host, index }]
+    }
+
+    /// What both ways of looking come to.
+    fn action_of(host: &VirtualHost, path: &str) -> (Option<usize>, String) {
+        let [one, other] = both(host.clone()).map(|host| {
+            let matched = action(&host, path.as_bytes());
+            (matched.and_then(|matched| matched.rule), name_of(matched).to_string())
+        });
+        assert_eq!(one, other, "{path}");
+        one
     }
 
     fn name_of<'a>(matched: Option<Matched<'a>>) -> &'a str {
@@ -197,8 +252,8 @@ mod tests {
         routes.hosts.insert(HostPattern::Wildcard("foo.com".into()), Arc::new(host(&["/"], None)));
         routes.hosts.insert(HostPattern::Any, Arc::new(host(&["/"], None)));
         let owner = virtual_host(&routes, "a.foo.com").unwrap();
-        assert_eq!(name_of(action(owner, b"/y")), "404");
-        assert_eq!(name_of(action(&host(&["/x"], Some("default")), b"/y")), "default");
+        assert_eq!(action_of(owner, "/y").1, "404");
+        assert_eq!(action_of(&host(&["/x"], Some("default")), "/y").1, "default");
     }
 
     #[test]
@@ -228,7 +283,7 @@ mod tests {
             ("/", "*", false),
         ] {
             let host = host(&[rule], None);
-            assert_eq!(action(&host, path.as_bytes()).is_some(), taken, "{rule} {path}");
+            assert_eq!(action_of(&host, path).0.is_some(), taken, "{rule} {path}");
         }
     }
 
@@ -246,10 +301,43 @@ mod tests {
             ("/other", "/"),
             ("*", "default"),
         ] {
-            assert_eq!(name_of(action(&host, path.as_bytes())), rule, "{path}");
+            assert_eq!(action_of(&host, path).1, rule, "{path}");
         }
-        assert_eq!(action(&host, b"/foo").unwrap().rule, Some(2));
-        assert_eq!(action(&host, b"*").unwrap().rule, None);
+        assert_eq!(action_of(&host, "/foo").0, Some(2));
+        assert_eq!(action_of(&host, "*").0, None);
+    }
+
+    proptest! {
+        #[test]
+        fn looking_up_finds_what_trying_finds(
+            rules in prop::collection::vec("=?(/[ab]{0,2}){0,4}", 0..40),
+            paths in prop::collection::vec("/?[ab]{0,2}(/[ab\\xff]{0,2}){0,6}", 1..20),
+        ) {
+            let rules: Vec<&str> = rules.iter().map(String::as_str).collect();
+            let host = host(&rules, Some("default"));
+            for path in &paths {
+                action_of(&host, path);
+            }
+            prop_assert_eq!(Indexed::new(Arc::new(host)).index.is_some(), rules.len() > FEW);
+        }
+    }
+
+    #[test]
+    fn many_rules_cost_what_few_cost() {
+        // Of one host, and as many readings of a path as are judged at most (H32).
+        let quickest = |rules: usize| {
+            let rules: Vec<String> = (0..rules).map(|n| format!("/shop/items/{n:06}")).collect();
+            let rules: Vec<&str> = rules.iter().map(String::as_str).collect();
+            let host = Indexed::new(Arc::new(host(&rules, None)));
+            let once = |_| {
+                let began = std::time::Instant::now();
+                assert!((0..256).all(|n| action(&host, format!("/shop/items/x{n}").as_bytes()).is_none()));
+                began.elapsed()
+            };
+            (0..20).map(once).min().unwrap()
+        };
+        let (few, many) = (quickest(20), quickest(20_000));
+        assert!(many < few * 20, "{few:?} for 20 rules, {many:?} for 20,000");
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! host, the route on which all readings of the path agree (H32), the redirect to HTTPS, the
 //! body's size; then it is forwarded.
 
-use crate::model::routes::{Action, Protocol, Target, VirtualHost};
+use crate::model::routes::{Action, Protocol, Target};
 use crate::proxy::account::Account;
 use crate::proxy::body::AnswerBody;
 use crate::proxy::conn::Conn;
@@ -14,8 +14,9 @@ use crate::proxy::error::{self, Refusal};
 use crate::proxy::forward::{self, Failed, Job};
 use crate::proxy::judge::io::Turn;
 use crate::proxy::judge::{FIELD_COUNT, HEAD_LIMIT, Reason, TARGET_LIMIT};
+use crate::proxy::matcher::{self, Indexed};
 use crate::proxy::upload::{Cut, Source};
-use crate::proxy::{headers, judge, matcher, target};
+use crate::proxy::{headers, judge, target};
 use http::header::{CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, HOST, UPGRADE};
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
@@ -211,7 +212,7 @@ fn is_sound(parts: &Parts) -> bool {
 }
 
 /// The route on which all readings of the path agree (H32).
-fn route<'a>(conn: &Conn, host: &'a VirtualHost, parts: &Parts) -> Result<&'a Action, Failed> {
+fn route<'a>(conn: &Conn, host: &'a Indexed, parts: &Parts) -> Result<&'a Action, Failed> {
     let path = parts.uri.path();
     let select = |path: &[u8]| matcher::action(host, path).map(|matched| matched.rule);
     if path == "*" {

@@ -5,9 +5,9 @@
 //! of pointers are copied. Endpoints keep their state (requests in flight, ejection) as long as
 //! they stay in their pool.
 
-use crate::model::routes::{HostPattern, Pool, PoolKey, Protocol, Target, Update, VirtualHost};
+use crate::model::routes::{HostPattern, Pool, PoolKey, Protocol, Target, Update};
 use crate::problem::ObjectKey;
-use crate::proxy::matcher::Hosts;
+use crate::proxy::matcher::{Hosts, Indexed};
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -17,10 +17,10 @@ use std::time::Duration;
 /// What is served where; certificates apart.
 #[derive(Clone, Default)]
 pub struct RoutingTable {
-    exact: HashMap<Arc<str>, Arc<VirtualHost>>,
+    exact: HashMap<Arc<str>, Arc<Indexed>>,
     /// By parent: `example.com` for `*.example.com`.
-    wildcard: HashMap<Arc<str>, Arc<VirtualHost>>,
-    any: Option<Arc<VirtualHost>>,
+    wildcard: HashMap<Arc<str>, Arc<Indexed>>,
+    any: Option<Arc<Indexed>>,
     pools: HashMap<PoolKey, Arc<PoolState>>,
 }
 
@@ -55,11 +55,14 @@ impl RoutingTable {
         let mut next = if whole { Self::default() } else { self.clone() };
         for update in updates {
             match update {
-                Update::Host(HostPattern::Exact(name), host) => put(&mut next.exact, name, host.clone()),
-                Update::Host(HostPattern::Wildcard(parent), host) => {
-                    put(&mut next.wildcard, parent, host.clone());
+                Update::Host(pattern, host) => {
+                    let host = host.as_ref().map(|host| Arc::new(Indexed::new(Arc::clone(host))));
+                    match pattern {
+                        HostPattern::Exact(name) => put(&mut next.exact, name, host),
+                        HostPattern::Wildcard(parent) => put(&mut next.wildcard, parent, host),
+                        HostPattern::Any => next.any = host,
+                    }
                 }
-                Update::Host(HostPattern::Any, host) => next.any.clone_from(host),
                 Update::Pool(key, pool) => {
                     let before = next.pools.get(key).or_else(|| self.pools.get(key));
                     let pool = pool.as_ref().map(|pool| Arc::new(PoolState::new(pool, before)));
@@ -97,15 +100,17 @@ fn put<K: Clone + Eq + std::hash::Hash, V>(map: &mut HashMap<K, V>, key: &K, val
 }
 
 impl Hosts for RoutingTable {
-    fn exact(&self, name: &str) -> Option<&Arc<VirtualHost>> {
+    type Host = Arc<Indexed>;
+
+    fn exact(&self, name: &str) -> Option<&Self::Host> {
         self.exact.get(name)
     }
 
-    fn wildcard(&self, parent: &str) -> Option<&Arc<VirtualHost>> {
+    fn wildcard(&self, parent: &str) -> Option<&Self::Host> {
         self.wildcard.get(parent)
     }
 
-    fn any(&self) -> Option<&Arc<VirtualHost>> {
+    fn any(&self) -> Option<&Self::Host> {
         self.any.as_ref()
     }
 }
