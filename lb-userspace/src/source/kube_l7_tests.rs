@@ -20,6 +20,8 @@ struct World {
     events: Vec<Event>,
     /// Resources that are refused, and with which status.
     refused: BTreeMap<&'static str, u16>,
+    /// A namespace whose Secrets may be read by name alone.
+    by_name_only: Option<&'static str>,
     asked: Vec<String>,
 }
 
@@ -62,7 +64,10 @@ async fn serve(
     let resource = path.rsplit('/').next().unwrap_or_default();
     let locked = || world.lock().unwrap_or_else(PoisonError::into_inner);
     locked().asked.push(request.to_owned());
-    let refused = locked().refused.get(resource).copied();
+    let is_list =
+        |namespace: &str| path.contains(&format!("/{namespace}/secrets")) && !query.contains("metadata.name");
+    let forbidden = locked().by_name_only.is_some_and(is_list).then_some(403);
+    let refused = forbidden.or_else(|| locked().refused.get(resource).copied());
     if let Some(code) = refused {
         let body = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code,
             "message": format!("{resource} is not for you")});
@@ -359,26 +364,33 @@ async fn a_secret_that_may_not_be_read_is_not_waited_for() {
 }
 
 #[tokio::test]
-async fn many_needed_secrets_are_read_by_namespace() {
+async fn many_needed_secrets_of_a_namespace_are_read_by_namespace() {
     let mut bench = Bench::new(None, &[]).await;
-    let keys: Vec<ObjectKey> = (0..201)
-        .map(|n| ObjectKey::new(if n % 2 == 0 { "shop" } else { "other" }, format!("s{n}")))
-        .collect();
+    let keys: Vec<ObjectKey> = (0..201).map(|n| key(&format!("s{n}"))).collect();
     for key in &keys[1..] {
-        bench.fake.put(&key.namespace, &key.name, "T05F");
+        bench.fake.put("shop", &key.name, "T05F");
     }
     bench.fake.put("shop", "unneeded", "T05F");
-    bench.want(keys.iter().cloned());
+    // Another namespace has no part in that.
+    let other = ObjectKey::new("other", "one");
+    bench.fake.put("other", "one", "T05F");
+    bench.want(keys.iter().cloned().chain([other.clone()]));
     bench
-        .until("all of them", |objects| objects.secrets.len() == 200 && objects.missing_secrets.len() == 1)
+        .until("all of them", |objects| objects.secrets.len() == 201 && objects.missing_secrets.len() == 1)
         .await;
     assert!(matches!(bench.objects.secret(&keys[0]), SecretState::Missing(_)));
     let asked = bench.fake.asked("secrets");
     assert!(asked.len() <= 8, "two lists, two watches, and little more: {asked:?}");
     assert!(
-        asked.iter().all(|request| request.contains("fieldSelector=type%3Dkubernetes.io%2Ftls")),
+        asked.iter().all(|request| {
+            let by_name = request.contains("fieldSelector=metadata.name%3Done");
+            let by_type = request.contains("fieldSelector=type%3Dkubernetes.io%2Ftls");
+            if request.contains("/namespaces/other/") { by_name } else { by_type }
+        }),
         "{asked:?}"
     );
+    bench.want(keys.iter().cloned());
+    bench.until("those of one", |objects| !objects.secrets.contains_key(&other)).await;
 
     // One more of the same namespace is listed anew, one that nobody needs goes at once.
     bench.want(keys[2..].iter().cloned().chain([key("unneeded")]));
@@ -400,6 +412,27 @@ async fn many_needed_secrets_are_read_by_namespace() {
         ),
         "{asked:?}"
     );
+}
+
+#[tokio::test]
+async fn where_a_namespace_may_not_be_listed_many_are_read_by_name() {
+    let mut bench = Bench::new(None, &[]).await;
+    bench.fake.world().by_name_only = Some("shop");
+    let keys: Vec<ObjectKey> = (0..205).map(|n| key(&format!("s{n:03}"))).collect();
+    for key in &keys[1..] {
+        bench.fake.put("shop", &key.name, "T05F");
+    }
+    bench.want(keys.iter().cloned());
+    let all = |objects: &Objects| {
+        objects.secrets.len() == 204 && objects.secret(&key("s000")) != SecretState::Awaited
+    };
+    bench.until("all of them", all).await;
+    assert!(matches!(bench.objects.secret(&keys[0]), SecretState::Missing(_)));
+    bench.fake.put("shop", "s204", "VFdP");
+    bench.until("a renewal", |objects| certificate(objects, &keys[204]) == Some(b"TWO")).await;
+    let lists = bench.fake.asked("secrets").iter().filter(|request| request.contains("type%3D")).count();
+    assert_eq!(lists, 1, "forbidden once, and not asked for again");
+    assert!(bench.objects.source_problems.is_empty());
 }
 
 #[tokio::test]

@@ -1,7 +1,9 @@
 //! The Secrets that are needed, and no others (H40).
 //!
-//! Which are needed is decided elsewhere and read from a channel. A few are watched by name, one
-//! watch each; many by namespace, and then everything else that comes along is dropped unread.
+//! Which are needed is decided elsewhere and read from a channel. The few of a namespace are
+//! watched by name, one watch each; where there are many the namespace is watched, and everything
+//! else that comes along is dropped unread. Where that is forbidden they are watched by name all
+//! the same. Each namespace is judged for itself: what one asks for changes nothing for another.
 //! What is not needed any more is forgotten at once, connected or not (H30).
 
 use super::watch::{Subject, watch};
@@ -21,9 +23,16 @@ use tokio::sync::watch::Receiver;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, sleep_until};
 
-/// Up to so many are watched by name, beyond that by namespace; by name again below the second.
+/// Up to so many of a namespace are watched by name, beyond that the namespace is; by name again
+/// below the second.
 const BY_NAME: usize = 200;
 const BY_NAME_AGAIN: usize = 150;
+/// The same for the sum over namespaces: beyond the first, those that need the most are watched
+/// as a whole.
+const ALL_BY_NAME: usize = 2_000;
+const ALL_BY_NAME_AGAIN: usize = 1_500;
+/// Watches by name in a namespace that may not be watched as a whole.
+const FORBIDDEN_BY_NAME: usize = 1_000;
 /// How often a namespace is listed again at most, because other Secrets of it are needed.
 const LIST_EVERY: Duration = Duration::from_secs(1);
 
@@ -71,12 +80,15 @@ pub(super) struct Secrets {
     wanted: Option<Receiver<BTreeSet<ObjectKey>>>,
     /// What was needed at the last look: nothing was ever said of any other.
     held: BTreeSet<ObjectKey>,
-    by_namespace: bool,
+    /// Namespaces that are watched as a whole.
+    whole: BTreeSet<String>,
+    /// Namespaces of which this is forbidden.
+    forbidden: BTreeSet<String>,
 }
 
 impl Secrets {
     pub(super) fn new(wanted: Option<Receiver<BTreeSet<ObjectKey>>>) -> Self {
-        Self { wanted, held: BTreeSet::new(), by_namespace: false }
+        Self { wanted, held: BTreeSet::new(), whole: BTreeSet::new(), forbidden: BTreeSet::new() }
     }
 
     /// Forgets what is not needed any more while there is no server.
@@ -92,9 +104,11 @@ impl Secrets {
         let mut watches = FuturesUnordered::new();
         let mut running: BTreeMap<Scope, Running> = BTreeMap::new();
         let mut started: BTreeMap<Scope, Instant> = BTreeMap::new();
+        self.forbidden.clear();
         self.renew(teller).await;
         loop {
-            let scopes = self.scopes();
+            let (scopes, left_out) = self.scopes();
+            teller.send(left_out).await;
             running.retain(|scope, watch| scopes.get(scope) == Some(&watch.names));
             started.retain(|scope, _| scopes.contains_key(scope));
             let now = Instant::now();
@@ -113,20 +127,28 @@ impl Secrets {
                 let api: Api<Secret> = Api::namespaced(client.clone(), scope.namespace());
                 let subject = Wanted { scope: scope.clone(), names: names.clone() };
                 let (config, part) = (scope.config(), scope.part());
+                let watched = scope.clone();
                 watches.push(async move {
-                    tokio::select! {
+                    let forbidden = tokio::select! {
                         // Looked at first: one that is stopped says nothing more.
                         biased;
-                        _ = stopped => {}
-                        () = watch(subject, api, config, doubt, teller) => {}
-                    }
-                    part
+                        _ = stopped => false,
+                        () = watch(subject, api, config, doubt, teller) => true,
+                    };
+                    (watched, forbidden, part)
                 });
                 running.insert(scope, Running { names, _stop: stop });
             }
             tokio::select! {
                 () = self.changed() => self.renew(teller).await,
-                Some(part) = watches.next() => teller.tell(&part, None).await,
+                Some((scope, forbidden, part)) = watches.next() => {
+                    teller.tell(&part, None).await;
+                    if forbidden {
+                        let namespace = scope.namespace();
+                        tracing::info!(namespace, "Secrets may not be listed: they are read by name");
+                        self.forbidden.insert(namespace.to_owned());
+                    }
+                }
                 () = sleep_until(due.unwrap_or(now)), if due.is_some() => {}
             }
         }
@@ -154,20 +176,63 @@ impl Secrets {
         self.held = now;
     }
 
-    /// The watches that are needed, each with the names that it is for.
-    fn scopes(&mut self) -> BTreeMap<Scope, BTreeSet<String>> {
-        let count = self.held.len();
-        self.by_namespace = if self.by_namespace { count >= BY_NAME_AGAIN } else { count > BY_NAME };
-        let mut scopes: BTreeMap<Scope, BTreeSet<String>> = BTreeMap::new();
+    /// The watches that are needed, each with the names that it is for; and what is said of
+    /// Secrets for which there is none.
+    fn scopes(&mut self) -> (BTreeMap<Scope, BTreeSet<String>>, Batch) {
+        let mut needed: BTreeMap<&str, usize> = BTreeMap::new();
         for key in &self.held {
-            let scope = match self.by_namespace {
-                true => Scope::Namespace(key.namespace.clone()),
-                false => Scope::Name(key.clone()),
+            *needed.entry(&key.namespace).or_default() += 1;
+        }
+        self.forbidden.retain(|namespace| needed.contains_key(namespace.as_str()));
+        needed.retain(|namespace, _| !self.forbidden.contains(*namespace));
+        self.whole = as_a_whole(&self.whole, &needed);
+        let mut scopes: BTreeMap<Scope, BTreeSet<String>> = BTreeMap::new();
+        let mut left_out = Batch::new();
+        let mut named: BTreeMap<&str, usize> = BTreeMap::new();
+        for key in &self.held {
+            let scope = if self.whole.contains(&key.namespace) {
+                Scope::Namespace(key.namespace.clone())
+            } else {
+                let named = named.entry(&key.namespace).or_default();
+                *named += 1;
+                if *named > FORBIDDEN_BY_NAME {
+                    let reason = format!(
+                        "Secrets of namespace {} may not be listed, and more than {FORBIDDEN_BY_NAME} of it are \
+                         not read by name",
+                        key.namespace
+                    );
+                    let object = ObjectRef { kind: Kind::Secret, key: key.clone() };
+                    left_out.push(Change::Unreadable(object, reason));
+                    continue;
+                }
+                Scope::Name(key.clone())
             };
             scopes.entry(scope).or_default().insert(key.name.clone());
         }
-        scopes
+        (scopes, left_out)
     }
+}
+
+/// The namespaces that are watched as a whole, from those that were and how many Secrets each
+/// needs. First those that need many themselves; then, while there are too many watches by name,
+/// whoever needs the most.
+fn as_a_whole(before: &BTreeSet<String>, needed: &BTreeMap<&str, usize>) -> BTreeSet<String> {
+    let (many, few): (Vec<_>, Vec<_>) = needed.iter().partition(|&(namespace, &count)| {
+        if before.contains(*namespace) { count >= BY_NAME_AGAIN } else { count > BY_NAME }
+    });
+    let mut whole: BTreeSet<String> =
+        many.into_iter().map(|(namespace, _)| (*namespace).to_owned()).collect();
+    let mut by_name: usize = few.iter().map(|(_, count)| **count).sum();
+    let mut few: Vec<_> =
+        few.into_iter().map(|(namespace, count)| (before.contains(*namespace), *count, *namespace)).collect();
+    few.sort_unstable();
+    for (was, count, namespace) in few.into_iter().rev() {
+        if by_name > if was { ALL_BY_NAME_AGAIN } else { ALL_BY_NAME } {
+            by_name -= count;
+            whole.insert(namespace.to_owned());
+        }
+    }
+    whole
 }
 
 /// The needed Secrets of one watch.
@@ -215,5 +280,37 @@ impl Subject<Secret> for Wanted {
 
     fn fail(&mut self, reason: &str) -> Batch {
         self.names.iter().map(|name| Change::Unreadable(self.reference(name), reason.to_owned())).collect()
+    }
+
+    fn yields(&self) -> bool {
+        matches!(self.scope, Scope::Namespace(_))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn whole(before: &[&str], needed: &[(&str, usize)]) -> Vec<String> {
+        let before = before.iter().map(ToString::to_string).collect();
+        as_a_whole(&before, &needed.iter().copied().collect()).into_iter().collect()
+    }
+
+    #[test]
+    fn what_one_namespace_needs_changes_nothing_for_another() {
+        assert_eq!(whole(&[], &[("a", 200), ("b", 201), ("c", 1)]), ["b"]);
+        // Not at every step over the line.
+        assert_eq!(whole(&["b"], &[("a", 200), ("b", 150)]), ["b"]);
+        assert!(whole(&["b"], &[("a", 200), ("b", 149)]).is_empty());
+    }
+
+    #[test]
+    fn of_too_many_watches_those_go_that_need_the_most() {
+        let names: Vec<String> = (0..15).map(|n| format!("greedy-{n:02}")).collect();
+        let mut needed: Vec<(&str, usize)> = names.iter().map(|name| (name.as_str(), 199)).collect();
+        needed.push(("honest", 100));
+        needed.push(("tiny", 3));
+        let chosen = whole(&[], &needed);
+        assert_eq!(chosen, names[9..], "six of them leave 1,894");
     }
 }

@@ -37,6 +37,11 @@ pub(super) trait Subject<K> {
 
     /// Reading does not work, and why: what follows from that beside the problem that is told.
     fn fail(&mut self, reason: &str) -> Batch;
+
+    /// Whether the watch ends when it is forbidden, since there is another way to read.
+    fn yields(&self) -> bool {
+        false
+    }
 }
 
 /// All objects of a kind.
@@ -98,7 +103,7 @@ impl<S> Folder<S> {
     }
 }
 
-/// Watches one subject for ever.
+/// Watches one subject for ever, or until it is forbidden and [yields](Subject::yields).
 pub(super) async fn watch<K, S>(
     subject: S,
     api: Api<K>,
@@ -143,6 +148,9 @@ pub(super) async fn watch<K, S>(
             teller.send(batch).await;
         }
         let Some(error) = failure else { continue };
+        if status(&error) == Some(403) && folder.subject.yields() {
+            return;
+        }
         let pause = backoff.next();
         let reason = reason(kind, &error);
         tracing::debug!(%kind, error = reason, "watch");
