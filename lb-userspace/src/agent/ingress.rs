@@ -2,7 +2,7 @@
 
 use crate::args::{Config, SourceKind};
 use crate::link::Link;
-use crate::model::l7::{L7Options, Names, certificate};
+use crate::model::l7::{L7Options, Names, WantedNames, certificate};
 use crate::model::routes::Certificate;
 use crate::problem::ObjectKey;
 use crate::reconcile::L7Parts;
@@ -49,7 +49,7 @@ pub(super) fn join(
         external_names: l7.external_names,
         allow_endpoint_cidrs: config.model.allow_endpoint_cidrs.clone(),
     };
-    let (wanted, looked_up) = watch::channel(BTreeSet::new());
+    let (wanted, looked_up) = watch::channel(WantedNames::new());
     if l7.external_names {
         tasks.spawn(resolve::run(resolve::System::new(), looked_up, found));
     }

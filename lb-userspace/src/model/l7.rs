@@ -32,6 +32,9 @@ pub use tls::Issued;
 /// why there are none. One that is absent is not looked up yet.
 pub type Names = BTreeMap<String, Result<Vec<IpAddr>, String>>;
 
+/// Names that have to be looked up, each with the namespaces of the Services that stand for it.
+pub type WantedNames = BTreeMap<String, BTreeSet<String>>;
+
 /// What the operator decides, fixed for the life of the agent.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct L7Options {
@@ -493,8 +496,14 @@ impl L7Model {
     }
 
     /// The names that have to be looked up (I22).
-    pub fn wanted_names(&self) -> BTreeSet<String> {
-        self.offers.values().filter_map(|offer| offer.external_name.clone()).collect()
+    pub fn wanted_names(&self) -> WantedNames {
+        let mut wanted = WantedNames::new();
+        for (service, offer) in &self.offers {
+            if let Some(name) = &offer.external_name {
+                wanted.entry(name.clone()).or_default().insert(service.namespace.clone());
+            }
+        }
+        wanted
     }
 
     /// Whether some Secret or name has not been answered for yet.

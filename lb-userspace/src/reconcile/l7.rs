@@ -11,7 +11,7 @@ use super::reports::Reporting;
 use crate::board::{L7Phase, L7Snapshot, now_ms};
 use crate::link::Link;
 use crate::metrics::{L7Reading, SERIES};
-use crate::model::l7::{L7Input, L7Model, L7Options, Names, Orphan};
+use crate::model::l7::{L7Input, L7Model, L7Options, Names, Orphan, WantedNames};
 use crate::model::routes::Certificate;
 use crate::problem::{Kind, ObjectKey, Problem};
 use crate::source::{Objects, Touched};
@@ -37,7 +37,7 @@ pub struct L7Parts {
     /// Told which Secrets have to be read.
     pub secrets: watch::Sender<BTreeSet<ObjectKey>>,
     /// Told which names have to be looked up.
-    pub names: watch::Sender<BTreeSet<String>>,
+    pub names: watch::Sender<WantedNames>,
     /// Told what the API server is to be told; `None` where there is none.
     pub reports: Option<Arc<Reports>>,
     /// Proxies say by which table they route ([`Reconciler::set_in_force`]).
@@ -50,7 +50,7 @@ pub(crate) struct L7 {
     pub(crate) model: L7Model,
     link: Link,
     secrets: watch::Sender<BTreeSet<ObjectKey>>,
-    names: watch::Sender<BTreeSet<String>>,
+    names: watch::Sender<WantedNames>,
     reporting: Option<Reporting>,
     /// Of changes since the last round.
     touched: Touched,

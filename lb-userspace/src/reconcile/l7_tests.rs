@@ -11,14 +11,14 @@ struct Ends {
     reports: Arc<Reports>,
     link: Link,
     secrets: watch::Receiver<BTreeSet<ObjectKey>>,
-    names: watch::Receiver<BTreeSet<String>>,
+    names: watch::Receiver<WantedNames>,
 }
 
 fn start() -> Ends {
     let link = Link::default();
     let reports = Arc::<Reports>::default();
     let (needed, secrets) = watch::channel(BTreeSet::new());
-    let (wanted, names) = watch::channel(BTreeSet::new());
+    let (wanted, names) = watch::channel(WantedNames::new());
     let self_signed = Certificate {
         chain: vec![],
         key: Default::default(),
@@ -154,7 +154,8 @@ fn names_are_wanted_and_what_they_lead_to_is_published() {
     };
     ends.rig.take(lists(ingress(None)));
     ends.rig.take(vec![Change::Upsert(Object::Service(external))]);
-    assert_eq!(*ends.names.borrow(), BTreeSet::from(["origin.example".to_string()]));
+    let expected = WantedNames::from([("origin.example".to_string(), ["default".to_string()].into())]);
+    assert_eq!(*ends.names.borrow(), expected);
     let before = ends.link.published();
     let found = Names::from([("origin.example".to_string(), Ok(vec!["203.0.113.1".parse().unwrap()]))]);
     ends.rig.reconciler.set_names(Arc::new(found));

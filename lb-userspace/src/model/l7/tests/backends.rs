@@ -245,7 +245,7 @@ fn looked_up_names_change_their_pools_alone() {
     put_ingress(&mut objects, ingress("a", 0, &["x.example P / web:80"]));
     let mut model = built(&objects);
     assert!(model.awaits());
-    assert_eq!(model.wanted_names(), BTreeSet::from(["a.example".to_string()]));
+    assert_eq!(model.wanted_names(), [("a.example".to_string(), ["default".to_string()].into())].into());
     let input = |ip: &str| L7Input {
         now: NOW,
         names: Arc::new(Names::from([("a.example".to_string(), Ok(vec![ip.parse().unwrap()]))])),
