@@ -10,6 +10,7 @@
 use super::routes::{Certificate, HostPattern, Pool, PoolKey, Routes, Update, VirtualHost};
 use crate::problem::{Kind, ObjectKey, ObjectRef, Problem, bounded};
 use crate::source::{BackendPort, Objects, Secret, SecretState, Touched};
+use budget::{Ledger, Limit};
 use claim::{Claims, Found, Rank};
 use ipnet::IpNet;
 use ownership::Classes;
@@ -18,8 +19,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+mod budget;
 mod claim;
 mod merge;
+mod offers;
 mod ownership;
 mod pools;
 #[cfg(test)]
@@ -112,13 +115,15 @@ enum Held {
 }
 
 /// The answers so far, and who depends on what.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct L7Model {
     options: L7Options,
     input: L7Input,
     /// `None` before the first round.
     classes: Option<Classes>,
     guard: Guard,
+    /// Which Services have a part in the endpoints that there may be.
+    services: Ledger,
     claims: BTreeMap<ObjectKey, Claims>,
     /// Who asks for what, in order of precedence.
     on_host: BTreeMap<HostPattern, BTreeSet<Rank>>,
@@ -151,7 +156,32 @@ struct Dirty {
 
 impl L7Model {
     pub fn new(options: L7Options) -> Self {
-        Self { options, ..Self::default() }
+        Self::limited(options, budget::ALL_ENDPOINTS)
+    }
+
+    /// The same under other limits.
+    fn limited(options: L7Options, endpoints: Limit) -> Self {
+        Self {
+            options,
+            input: L7Input::default(),
+            classes: None,
+            guard: Guard::default(),
+            services: Ledger::new(endpoints),
+            claims: BTreeMap::new(),
+            on_host: BTreeMap::new(),
+            on_name: BTreeMap::new(),
+            service_users: BTreeMap::new(),
+            secret_users: BTreeMap::new(),
+            offers: BTreeMap::new(),
+            held: BTreeMap::new(),
+            next_time: None,
+            host_problems: BTreeMap::new(),
+            name_problems: BTreeMap::new(),
+            default_problem: None,
+            default: None,
+            routes: Routes::default(),
+            recomputed: false,
+        }
     }
 
     /// Recomputes what is touched and returns how the routes differ, in an order in which what
@@ -195,9 +225,7 @@ impl L7Model {
             .services
             .extend(touched.services.iter().filter(|key| self.service_users.contains_key(*key)).cloned());
         self.recomputed |= recomputed || !dirty.services.is_empty();
-        for key in std::mem::take(&mut dirty.services) {
-            self.reoffer(objects, &key, &mut dirty, &mut changes);
-        }
+        self.reoffer(objects, &mut dirty, &mut changes);
         for pattern in &dirty.hosts {
             self.remerge_host(pattern, &mut changes);
         }
@@ -344,33 +372,6 @@ impl L7Model {
             },
         };
         self.held.insert(key.clone(), held);
-    }
-
-    /// Looks at one Service anew, as those who refer to it ask for it.
-    fn reoffer(&mut self, objects: &Objects, key: &ObjectKey, dirty: &mut Dirty, changes: &mut Changes) {
-        let users = self.service_users.get(key).into_iter().flatten();
-        let users: Vec<&Claims> = users.filter_map(|user| self.claims.get(user)).collect();
-        let asked = users.iter().filter_map(|claims| claims.services.get(key)).flatten().cloned().collect();
-        let offer = if users.is_empty() {
-            Offer::default()
-        } else {
-            pools::offer(objects, &self.options, &self.guard, &self.input.names, key, &asked)
-        };
-        let old = self.offers.remove(key).unwrap_or_default();
-        if old.ports != offer.ports {
-            dirty.hosts.extend(users.iter().flat_map(|claims| claims.hosts.keys()).cloned());
-        }
-        let service = Arc::new(key.clone());
-        for port in both(Some(&old.pools), Some(&offer.pools)) {
-            let pool = offer.pools.get(port);
-            if old.pools.get(port) != pool {
-                let key = PoolKey { service: Arc::clone(&service), port: *port };
-                changes.pools.insert(key, pool.map(|pool| Arc::new(pool.clone())));
-            }
-        }
-        if offer != Offer::default() {
-            self.offers.insert(key.clone(), offer);
-        }
     }
 
     fn remerge_host(&mut self, pattern: &HostPattern, changes: &mut Changes) {

@@ -24,7 +24,8 @@ pub(super) const VISITS: usize = 10 * BACKENDS;
 /// stay before those that only finish their flows, and those of this node before others where a
 /// policy asks for them; beyond that their order decides, which is the same on all nodes.
 pub(super) fn cut(ports: &mut BTreeMap<PortKey, PortState>, service: &Service) -> bool {
-    let Some(share) = share(ports.values().map(|port| port.backends.len()).collect()) else { return false };
+    let wanted = ports.values().map(|port| port.backends.len()).collect();
+    let Some(share) = share(wanted, BACKENDS) else { return false };
     let keeps_local = [service.internal_policy, service.external_policy].contains(&TrafficPolicy::Local);
     let rank = |backend: &BackendState| {
         let chosen = backend.in_cluster_ip || backend.in_inside || backend.in_outside;
@@ -38,10 +39,10 @@ pub(super) fn cut(ports: &mut BTreeMap<PortKey, PortState>, service: &Service) -
     true
 }
 
-/// How many each may have so that all have [`BACKENDS`] together; `None`: as many as they want.
-fn share(mut wanted: Vec<usize>) -> Option<usize> {
+/// How many each may have so that all have `room` together; `None`: as many as they want.
+pub(super) fn share(mut wanted: Vec<usize>, room: usize) -> Option<usize> {
     wanted.sort_unstable();
-    let mut left = BACKENDS;
+    let mut left = room;
     let count = wanted.len();
     for (done, wanted) in wanted.into_iter().enumerate() {
         let share = left / (count - done);
@@ -68,7 +69,7 @@ mod tests {
             (vec![1; 10_001], Some(0)),
             (vec![1_000; 3_000], Some(3)),
         ] {
-            assert_eq!(share(wanted.clone()), expected, "{:?}", &wanted[..wanted.len().min(4)]);
+            assert_eq!(share(wanted.clone(), BACKENDS), expected, "{:?}", &wanted[..wanted.len().min(4)]);
         }
     }
 }

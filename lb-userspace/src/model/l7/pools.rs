@@ -3,22 +3,20 @@
 //! Straight to the endpoints, past the Service's own addresses. Nothing is decided here about
 //! one request: which endpoint it goes to is the proxy's choice.
 
+use super::budget::{Beyond, ENDPOINTS, PORTS, VISITS};
 use super::{L7Options, Names};
 use crate::address::special;
+use crate::model::limits;
 use crate::model::routes::{Pool, Protocol};
 use crate::problem::{Kind, ObjectKey, ObjectRef, Problem};
 use crate::source::{BackendPort, Endpoint, EndpointSlice, Objects, Service, ServicePort, ServiceType};
 use ipnet::IpNet;
 use lb_common::abi::Proto;
 use std::cmp::Reverse;
-use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
-/// Endpoints of one pool.
-const ENDPOINTS: usize = 10_000;
-/// Endpoints that are looked at for one pool.
-const VISITS: usize = 10 * ENDPOINTS;
 /// Where the API server's own addresses are found.
 pub(super) const API_SERVER: (&str, &str) = ("default", "kubernetes");
 
@@ -29,10 +27,38 @@ pub(super) struct Offer {
     pub(super) exists: bool,
     /// The number of each port that is asked for, or why there is no way to it.
     pub(super) ports: BTreeMap<BackendPort, Result<u16, String>>,
-    pub(super) pools: BTreeMap<u16, Pool>,
+    pub(super) pools: BTreeMap<u16, Arc<Pool>>,
     /// The name that it stands for (I22).
     pub(super) external_name: Option<String>,
     pub(super) problems: Vec<Problem>,
+}
+
+impl Offer {
+    /// Endpoints, counted over the ports.
+    pub(super) fn endpoints(&self) -> usize {
+        self.pools.values().map(|pool| pool.endpoints.len()).sum()
+    }
+
+    /// Takes the endpoints away, and leaves the ports: they answer 503.
+    pub(super) fn emptied(mut self) -> Self {
+        for pool in self.pools.values_mut() {
+            *pool = Arc::new(Pool { protocol: pool.protocol, endpoints: Vec::new() });
+        }
+        self
+    }
+
+    /// The same for a Service that is beyond a limit, which is told.
+    pub(super) fn refused(mut self, key: &ObjectKey, beyond: Beyond) -> Self {
+        self.problems.push(Problem {
+            object: ObjectRef { kind: Kind::Service, key: key.clone() },
+            field: "spec.ports".into(),
+            reason: format!(
+                "with this Service, endpoints that Ingresses lead to, counted over all ports, are beyond \
+                 {beyond}: none of it is used, and requests for it answer 503"
+            ),
+        });
+        self.emptied()
+    }
 }
 
 /// Addresses that no request is sent to, whoever asks for it (H38, SSRF).
@@ -102,25 +128,48 @@ pub(super) fn offer(
         offer.external_name = name;
         addresses
     });
-    let mut written = BTreeSet::new();
+    let listed = Listed::of(service);
+    let mut led: BTreeMap<u16, (Protocol, Option<&ServicePort>)> = BTreeMap::new();
     for port in asked {
-        let found = find(service, port).and_then(|(number, port)| {
+        let found = listed.find(service, port).and_then(|(number, port)| {
             let protocol = port.map_or(Ok(Protocol::Http1), |port| protocol(service, port))?;
-            if let Entry::Vacant(pool) = offer.pools.entry(number) {
-                let endpoints = match (&external, port) {
-                    (Some(addresses), port) => {
-                        let target = port.and_then(|port| port.target_port).unwrap_or(number);
-                        addresses.clone()?.into_iter().map(|ip| SocketAddr::new(ip, target)).collect()
-                    }
-                    (None, Some(port)) => endpoints(objects, guard, service, port, &mut written),
-                    (None, None) => Vec::new(),
-                };
-                pool.insert(Pool { protocol, endpoints });
+            if let Some(Err(reason)) = &external {
+                return Err(reason.clone());
             }
+            if led.len() == PORTS && !led.contains_key(&number) {
+                return Err(format!("Ingresses lead to more than {PORTS} ports of Service {key}"));
+            }
+            led.entry(number).or_insert((protocol, port));
             Ok(number)
         });
         offer.ports.insert(port.clone(), found);
     }
+    let mut written = BTreeSet::new();
+    let (mut found, mut cut) = match external {
+        Some(addresses) => (named(&led, &addresses.unwrap_or_default()), false),
+        None => endpoints(objects, guard, service, &led, &mut written),
+    };
+    if let Some(share) = limits::share(found.values().map(Vec::len).collect(), ENDPOINTS) {
+        found.values_mut().for_each(|endpoints| endpoints.truncate(share));
+        cut = true;
+    }
+    if cut {
+        offer.problems.push(Problem {
+            object: ObjectRef { kind: Kind::Service, key: key.clone() },
+            field: "spec.ports".into(),
+            reason: format!(
+                "more than {ENDPOINTS} endpoints, counted over all ports that Ingresses lead to: only some of \
+                 each port are used there"
+            ),
+        });
+    }
+    offer.pools = led
+        .into_iter()
+        .map(|(number, (protocol, _))| {
+            let endpoints = found.remove(&number).unwrap_or_default();
+            (number, Arc::new(Pool { protocol, endpoints }))
+        })
+        .collect();
     offer.problems.extend(written.into_iter().map(|(slice, index, reason)| Problem {
         object: ObjectRef { kind: Kind::EndpointSlice, key: slice },
         field: format!("endpoints[{index}].addresses[0]"),
@@ -129,45 +178,68 @@ pub(super) fn offer(
     offer
 }
 
-/// The Service port that a backend means (I19). An ExternalName need not list any: the number
-/// is then taken as it is.
-fn find<'a>(service: &'a Service, wanted: &BackendPort) -> Result<(u16, Option<&'a ServicePort>), String> {
-    let named = |port: &&ServicePort| match wanted {
-        BackendPort::Number(number) => port.port == *number,
-        BackendPort::Name(name) => port.name == *name,
-    };
-    let fitting = || service.ports.iter().filter(named);
-    if let Some(port) = fitting().find(|port| port.proto == Proto::TCP) {
-        return Ok((port.port, Some(port)));
-    }
-    let asked = match wanted {
-        BackendPort::Number(number)
-            if service.kind == ServiceType::ExternalName && service.ports.is_empty() =>
-        {
-            return Ok((*number, None));
-        }
-        BackendPort::Number(number) => number.to_string(),
-        BackendPort::Name(name) => format!("{:?}", name.chars().take(80).collect::<String>()),
-    };
-    if let Some(port) = fitting().next() {
-        return Err(format!("port {asked} of Service {} is {}, not TCP", service.key, port.proto));
-    }
-    let mut has: Vec<String> = service
-        .ports
-        .iter()
-        .take(8)
-        .map(|port| {
-            if port.name.is_empty() {
-                port.port.to_string()
-            } else {
-                format!("{} ({})", port.port, port.name)
+/// The ports of a Service as backends may name them: of several that fit, the first TCP one.
+struct Listed<'a> {
+    by_number: BTreeMap<u16, &'a ServicePort>,
+    by_name: BTreeMap<&'a str, &'a ServicePort>,
+}
+
+impl<'a> Listed<'a> {
+    fn of(service: &'a Service) -> Self {
+        let prefer = |held: &mut &'a ServicePort, port: &'a ServicePort| {
+            if held.proto != Proto::TCP && port.proto == Proto::TCP {
+                *held = port;
             }
-        })
-        .collect();
-    if has.is_empty() {
-        has.push("none".into());
+        };
+        let mut listed = Self { by_number: BTreeMap::new(), by_name: BTreeMap::new() };
+        for port in &service.ports {
+            prefer(listed.by_number.entry(port.port).or_insert(port), port);
+            prefer(listed.by_name.entry(&port.name).or_insert(port), port);
+        }
+        listed
     }
-    Err(format!("Service {} has no port {asked}; it has {}", service.key, has.join(", ")))
+
+    /// The port that a backend means (I19). An ExternalName need not list any: the number is
+    /// then taken as it is.
+    fn find(
+        &self,
+        service: &Service,
+        wanted: &BackendPort,
+    ) -> Result<(u16, Option<&'a ServicePort>), String> {
+        let fitting = match wanted {
+            BackendPort::Number(number) => self.by_number.get(number).copied(),
+            BackendPort::Name(name) => self.by_name.get(name.as_str()).copied(),
+        };
+        let asked = match (wanted, fitting) {
+            (_, Some(port)) if port.proto == Proto::TCP => return Ok((port.port, Some(port))),
+            (BackendPort::Number(number), _)
+                if service.kind == ServiceType::ExternalName && service.ports.is_empty() =>
+            {
+                return Ok((*number, None));
+            }
+            (BackendPort::Number(number), _) => number.to_string(),
+            (BackendPort::Name(name), _) => format!("{:?}", name.chars().take(80).collect::<String>()),
+        };
+        if let Some(port) = fitting {
+            return Err(format!("port {asked} of Service {} is {}, not TCP", service.key, port.proto));
+        }
+        let mut has: Vec<String> = service
+            .ports
+            .iter()
+            .take(8)
+            .map(|port| {
+                if port.name.is_empty() {
+                    port.port.to_string()
+                } else {
+                    format!("{} ({})", port.port, port.name)
+                }
+            })
+            .collect();
+        if has.is_empty() {
+            has.push("none".into());
+        }
+        Err(format!("Service {} has no port {asked}; it has {}", service.key, has.join(", ")))
+    }
 }
 
 /// What `appProtocol` asks for (I51). What is not spoken is refused: plain text sent to a port
@@ -192,51 +264,84 @@ fn slices<'a>(objects: &'a Objects, key: &ObjectKey) -> impl Iterator<Item = &'a
 /// A refused endpoint: its slice, its index there, and why.
 type Refused = (ObjectKey, usize, String);
 
-/// The endpoints of one port: those that are ready, else those that serve while they terminate
-/// (I20). The slice's port has the name of the Service's, and its own number (I19).
-///
-/// A slice counts as written by hand unless the endpoint slice controller keeps it: for a
-/// Service without selector it keeps none, whatever a label says.
+/// What is behind each port that is led to.
+type Behind = BTreeMap<u16, Vec<SocketAddr>>;
+
+/// The addresses of a name, at each port.
+fn named(led: &BTreeMap<u16, (Protocol, Option<&ServicePort>)>, addresses: &BTreeSet<IpAddr>) -> Behind {
+    let of = |number: u16, port: Option<&ServicePort>| {
+        let target = port.and_then(|port| port.target_port).unwrap_or(number);
+        addresses.iter().map(|ip| SocketAddr::new(*ip, target)).collect()
+    };
+    led.iter().map(|(number, (_, port))| (*number, of(*number, *port))).collect()
+}
+
+/// The endpoints of each port, and whether there are more than are looked at. The slice's port has
+/// the name of the Service's, and its own number (I19).
 fn endpoints(
     objects: &Objects,
     guard: &Guard,
     service: &Service,
-    port: &ServicePort,
+    led: &BTreeMap<u16, (Protocol, Option<&ServicePort>)>,
+    refused: &mut BTreeSet<Refused>,
+) -> (Behind, bool) {
+    let mut offers: BTreeMap<&str, Vec<(u16, &EndpointSlice)>> = BTreeMap::new();
+    for slice in slices(objects, &service.key) {
+        let ports = slice.ports.iter().filter(|port| port.proto == Proto::TCP && port.port != 0);
+        for (name, number) in ports.map(|port| (&*port.name, port.port)).collect::<BTreeSet<_>>() {
+            offers.entry(name).or_default().push((number, slice));
+        }
+    }
+    let offered = |port: &Option<&ServicePort>| port.and_then(|port| offers.get(&*port.name));
+    let visits: usize =
+        led.values().filter_map(|(_, port)| offered(port)).flatten().map(|(_, of)| of.endpoints.len()).sum();
+    let most = if visits > VISITS { VISITS / led.len() } else { usize::MAX };
+    let behind = led.iter().map(|(number, (_, port))| {
+        let offered = offered(port).map(Vec::as_slice).unwrap_or_default();
+        (*number, usable(guard, service, offered, most, refused))
+    });
+    (behind.collect(), visits > VISITS)
+}
+
+/// Those of one port that are ready, else those that serve while they terminate (I20). Of all of
+/// them the first `most` are looked at.
+///
+/// A slice counts as written by hand unless the endpoint slice controller keeps it: for a
+/// Service without selector it keeps none, whatever a label says.
+fn usable(
+    guard: &Guard,
+    service: &Service,
+    offered: &[(u16, &EndpointSlice)],
+    most: usize,
     refused: &mut BTreeSet<Refused>,
 ) -> Vec<SocketAddr> {
     let mut found: BTreeMap<SocketAddr, &Endpoint> = BTreeMap::new();
-    let mut visits = VISITS;
-    for slice in slices(objects, &service.key) {
+    let all = offered.iter().flat_map(|(number, slice)| {
+        slice.endpoints.iter().enumerate().map(move |(index, endpoint)| (*number, *slice, index, endpoint))
+    });
+    for (number, slice, index, endpoint) in all.take(most) {
+        if guard.refuses(endpoint.addr).is_some() {
+            // Told with the Service itself, which L4 looks at too.
+            continue;
+        }
         let kept = slice.managed && service.selector;
-        let ports =
-            slice.ports.iter().filter(|of| of.name == port.name && of.proto == Proto::TCP && of.port != 0);
-        for number in ports.map(|port| port.port).collect::<BTreeSet<_>>() {
-            for (index, endpoint) in slice.endpoints.iter().enumerate().take(visits) {
-                if guard.refuses(endpoint.addr).is_some() {
-                    // Told with the Service itself, which L4 looks at too.
-                    continue;
-                }
-                if !kept && let Some(reason) = guard.refuses_written(endpoint.addr) {
-                    let reason = format!(
-                        "{} is {reason}, which a slice that is written by hand may not name for Ingress: not used \
-                         there",
-                        endpoint.addr
-                    );
-                    refused.insert((slice.key.clone(), index, reason));
-                    continue;
-                }
-                let at = SocketAddr::new(endpoint.addr.to_canonical(), number);
-                let kept = found.entry(at).or_insert(endpoint);
-                if precedence(endpoint) < precedence(kept) {
-                    *kept = endpoint;
-                }
-            }
-            visits = visits.saturating_sub(slice.endpoints.len());
+        if !kept && let Some(reason) = guard.refuses_written(endpoint.addr) {
+            let reason = format!(
+                "{} is {reason}, which a slice that is written by hand may not name for Ingress: not used there",
+                endpoint.addr
+            );
+            refused.insert((slice.key.clone(), index, reason));
+            continue;
+        }
+        let at = SocketAddr::new(endpoint.addr.to_canonical(), number);
+        let kept = found.entry(at).or_insert(endpoint);
+        if precedence(endpoint) < precedence(kept) {
+            *kept = endpoint;
         }
     }
     let any_ready = found.values().any(|endpoint| endpoint.ready);
     let usable = |e: &Endpoint| if any_ready { e.ready } else { e.serving && e.terminating };
-    found.into_iter().filter(|(_, e)| usable(e)).map(|(at, _)| at).take(ENDPOINTS).collect()
+    found.into_iter().filter(|(_, e)| usable(e)).map(|(at, _)| at).collect()
 }
 
 /// Which of two entries for one address counts (S4): smaller wins.

@@ -1,5 +1,6 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+use super::budget::Limit;
 use super::*;
 use crate::model::routes::{Action, PathKind, Protocol, Target};
 use crate::source::{
@@ -10,6 +11,7 @@ use lb_common::abi::Proto;
 use std::fmt::Write as _;
 
 mod backends;
+mod bounds;
 mod certificates;
 mod ours;
 mod property;

@@ -1,0 +1,104 @@
+//! What one object, one namespace and all together may take, and that nobody else pays for it.
+
+use super::*;
+
+/// A Service of so many ports and so many endpoints behind each, created at a time.
+fn wide(objects: &mut Objects, name: &str, created: i64, ports: u16, endpoints: u16) {
+    let numbers = || 1..=ports;
+    put_service(
+        objects,
+        Service {
+            key: key(name),
+            created,
+            selector: true,
+            ports: numbers().map(|n| port(&format!("p{n}"), n)).collect(),
+            ..Service::default()
+        },
+    );
+    let addresses: Vec<String> = (0..endpoints).map(|n| format!("10.0.{}.{}", n >> 8, n & 255)).collect();
+    let addresses: Vec<&str> = addresses.iter().map(String::as_str).collect();
+    let ports = numbers().map(|n| SlicePort { name: format!("p{n}"), proto: Proto::TCP, port: n });
+    put_slice(objects, EndpointSlice { ports: ports.collect(), ..slice(name, &addresses) });
+}
+
+/// An Ingress that leads to all those ports.
+fn leading(name: &str, to: &str, ports: u16) -> Ingress {
+    let lines: Vec<String> = (1..=ports).map(|n| format!("{to}.example E /{n} {to}:{n}")).collect();
+    let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
+    ingress(name, 0, &lines)
+}
+
+/// Endpoints of each pool of a Service.
+fn endpoints(model: &L7Model, service: &str) -> Vec<usize> {
+    let pools = model.routes().pools.iter().filter(|(pool, _)| *pool.service == key(service));
+    pools.map(|(_, pool)| pool.endpoints.len()).collect()
+}
+
+#[test]
+fn the_endpoints_of_one_service_are_bounded_over_all_its_ports() {
+    let mut objects = Objects::default();
+    wide(&mut objects, "wide", 0, 1_200, 200);
+    put_ingress(&mut objects, leading("a", "wide", 1_200));
+    let model = built(&objects);
+    assert_eq!(endpoints(&model, "wide"), [10; 1_000]);
+    let told = told(&model);
+    for part in [
+        "Service default/wide: spec.ports: more than 10000 endpoints, counted over all ports that Ingresses lead",
+        "Ingresses lead to more than 1000 ports of Service default/wide; it answers 503",
+    ] {
+        assert!(told.contains(part), "{told}");
+    }
+    // Few of them have them all.
+    put_ingress(&mut objects, leading("a", "wide", 50));
+    let model = built(&objects);
+    assert_eq!((endpoints(&model, "wide"), model.problems().len()), (vec![200; 50], 0));
+}
+
+#[test]
+fn an_external_name_is_bounded_over_all_ports_too() {
+    let mut objects = Objects::default();
+    let service = Service {
+        key: key("far"),
+        kind: ServiceType::ExternalName,
+        external_name: Some("far.example".into()),
+        ..Service::default()
+    };
+    put_service(&mut objects, service);
+    put_ingress(&mut objects, leading("a", "far", 900));
+    let addresses = (0..=255).map(|n| IpAddr::from([203, 0, 113, n])).collect();
+    let names = Arc::new(Names::from([("far.example".to_string(), Ok(addresses))]));
+    let model = built_with(options(), &objects, &L7Input { now: NOW, names, ..L7Input::default() });
+    assert_eq!(endpoints(&model, "far"), [11; 900]);
+}
+
+#[test]
+fn the_newest_services_go_without_endpoints_when_there_are_too_many() {
+    let limit = Limit { of_namespace: 60, in_all: 100 };
+    let mut objects = Objects::default();
+    let mut model = L7Model::limited(options(), limit);
+    let input = L7Input { now: NOW, ..L7Input::default() };
+    for (name, created) in [("greedy/a", 1), ("greedy/b", 2), ("greedy/c", 3), ("honest/web", 9)] {
+        wide(&mut objects, name, created, 2, 10);
+        let to = name.split_once('/').unwrap().1;
+        put_ingress(&mut objects, leading(name, to, 2));
+    }
+    model.update(&objects, &input, &everything(&objects));
+    assert!(model.problems().is_empty());
+    // One more of a namespace that has its part costs nobody else anything.
+    wide(&mut objects, "greedy/0", 4, 2, 10);
+    put_ingress(&mut objects, leading("greedy/0", "0", 2));
+    model.update(&objects, &input, &everything(&objects));
+    assert_eq!((endpoints(&model, "greedy/0"), endpoints(&model, "greedy/a")), (vec![0; 2], vec![10; 2]));
+    assert_eq!(endpoints(&model, "honest/web"), [10; 2]);
+    assert_told(
+        &model,
+        &["Service greedy/0: spec.ports: with this Service, endpoints that Ingresses lead to, counted over all \
+           ports, are beyond the limit of 60 for one namespace: none of it is used"],
+    );
+    // It has its turn when an older one leaves.
+    objects.services.remove(&key("greedy/b"));
+    let touched = Touched { services: [key("greedy/b")].into(), ..Touched::default() };
+    let updates = model.update(&objects, &input, &touched);
+    assert_eq!(endpoints(&model, "greedy/0"), [10; 2]);
+    assert!(updates.iter().all(|update| !format!("{update:?}").contains("honest")), "{updates:?}");
+}
