@@ -9,7 +9,7 @@
 
 use super::routes::{Certificate, HostPattern, Pool, PoolKey, Routes, Update, VirtualHost};
 use crate::problem::{Kind, ObjectKey, ObjectRef, Problem, bounded};
-use crate::source::{BackendPort, Objects, Secret, SecretState, Touched};
+use crate::source::{BackendPort, Ingress, Objects, Secret, SecretState, Touched};
 use budget::{Ledger, Limit};
 use claim::{Claims, Found, Rank};
 use ipnet::IpNet;
@@ -122,7 +122,9 @@ pub struct L7Model {
     /// `None` before the first round.
     classes: Option<Classes>,
     guard: Guard,
-    /// Which Services have a part in the endpoints that there may be.
+    /// Which Ingresses have a part in the routes, and which Services in the endpoints, that
+    /// there may be.
+    ingresses: Ledger,
     services: Ledger,
     claims: BTreeMap<ObjectKey, Claims>,
     /// Who asks for what, in order of precedence.
@@ -156,16 +158,17 @@ struct Dirty {
 
 impl L7Model {
     pub fn new(options: L7Options) -> Self {
-        Self::limited(options, budget::ALL_ENDPOINTS)
+        Self::limited(options, budget::ROUTES, budget::ALL_ENDPOINTS)
     }
 
     /// The same under other limits.
-    fn limited(options: L7Options, endpoints: Limit) -> Self {
+    fn limited(options: L7Options, routes: Limit, endpoints: Limit) -> Self {
         Self {
             options,
             input: L7Input::default(),
             classes: None,
             guard: Guard::default(),
+            ingresses: Ledger::new(routes),
             services: Ledger::new(endpoints),
             claims: BTreeMap::new(),
             on_host: BTreeMap::new(),
@@ -210,6 +213,12 @@ impl L7Model {
             self.hold(objects, key);
             ingresses.extend(self.secret_users.get(key).into_iter().flatten().cloned());
         }
+        for key in &ingresses {
+            let owned = self.ours(objects, key);
+            let asks = owned.map(|ingress| (rank(objects, ingress), budget::weight(ingress)));
+            self.ingresses.put(key, asks);
+        }
+        ingresses.extend(self.ingresses.settle());
         for key in &ingresses {
             self.reclaim(objects, key, &mut dirty);
         }
@@ -279,20 +288,28 @@ impl L7Model {
         self.input = input.clone();
     }
 
+    /// The Ingress, if it is ours.
+    fn ours<'a>(&self, objects: &'a Objects, key: &ObjectKey) -> Option<&'a Ingress> {
+        let ingress = objects.ingresses.get(key)?;
+        self.classes.as_ref()?.own(ingress, &self.options).then_some(&**ingress)
+    }
+
     /// Reads one Ingress anew and marks what its claims touch.
     fn reclaim(&mut self, objects: &Objects, key: &ObjectKey, dirty: &mut Dirty) {
-        let owned = objects.ingresses.get(key).filter(|ingress| {
-            self.classes.as_ref().is_some_and(|classes| classes.own(ingress, &self.options))
-        });
-        for secret in owned.map(|ingress| claim::secrets(ingress)).unwrap_or_default() {
+        let owned = self.ours(objects, key);
+        let beyond = self.ingresses.refuses(key);
+        for secret in owned.filter(|_| beyond.is_none()).map(claim::secrets).unwrap_or_default() {
             if !self.held.contains_key(&secret) {
                 self.hold(objects, &secret);
                 dirty.secrets.insert(secret);
             }
         }
         let new = owned.map(|ingress| {
-            let ending = ingress.ending || objects.ending_namespaces.contains(&ingress.key.namespace);
-            claim::claims(ingress, ending, |secret| match self.held.get(secret) {
+            let rank = rank(objects, ingress);
+            if let Some(beyond) = beyond {
+                return claim::refused(rank, beyond);
+            }
+            claim::claims(ingress, rank, |secret| match self.held.get(secret) {
                 Some(Held::Read { certificate, untimely: None }) => Found::Good(certificate),
                 Some(Held::Read { untimely: Some(reason), .. }) => Found::Bad(reason),
                 Some(Held::Bad(reason)) => Found::Bad(reason),
@@ -628,6 +645,12 @@ fn link(
             users.remove(used);
         }
     }
+}
+
+/// An Ingress' place in all lines.
+fn rank(objects: &Objects, ingress: &Ingress) -> Rank {
+    let ending = ingress.ending || objects.ending_namespaces.contains(&ingress.key.namespace);
+    Rank { ending, created: ingress.created, key: Arc::new(ingress.key.clone()) }
 }
 
 fn tell(told: &mut BTreeMap<HostPattern, Vec<Problem>>, pattern: &HostPattern, problems: Vec<Problem>) {

@@ -3,6 +3,7 @@
 //! Nothing here knows another Ingress; who gets what several ask for is decided in
 //! [`super::merge`].
 
+use super::budget::{Beyond, NAMES, PATH, PATHS, WITHOUT_HOSTS};
 use super::tls::Names;
 use crate::model::routes::{Certificate, HostPattern, PathKind};
 use crate::problem::{Kind, ObjectKey, ObjectRef, Problem};
@@ -10,15 +11,6 @@ use crate::source::{BackendPort, Ingress, IngressBackend, IngressTls, PathType};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
-
-/// Paths of one Ingress that are served.
-const PATHS: usize = 10_000;
-/// Names that one Ingress asks a certificate for.
-const NAMES: usize = 10_000;
-/// Entries of `spec.tls` without hosts, each of which is held against all rules.
-const WITHOUT_HOSTS: usize = 64;
-/// Longest path of a rule.
-const PATH: usize = 4_096;
 
 /// Precedence over what several ask for: an Ingress that stays before one that is being deleted,
 /// then the older one, then the one whose namespace and name sort first (I17, H41).
@@ -112,9 +104,12 @@ pub(super) fn secrets(ingress: &Ingress) -> BTreeSet<ObjectKey> {
     names.map(|name| ObjectKey::new(&ingress.key.namespace, name)).collect()
 }
 
-/// Reads one Ingress. `ending` as [`Rank`] says.
-pub(super) fn claims<'a>(ingress: &Ingress, ending: bool, find: impl Fn(&ObjectKey) -> Found<'a>) -> Claims {
-    let key = Arc::new(ingress.key.clone());
+/// Reads one Ingress.
+pub(super) fn claims<'a>(
+    ingress: &Ingress,
+    rank: Rank,
+    find: impl Fn(&ObjectKey) -> Found<'a>,
+) -> Claims {
     let mut reader = Reader {
         ingress,
         services: BTreeMap::new(),
@@ -128,12 +123,26 @@ pub(super) fn claims<'a>(ingress: &Ingress, ending: bool, find: impl Fn(&ObjectK
     reader.rules();
     reader.tls(find);
     Claims {
-        rank: Rank { ending, created: ingress.created, key },
+        rank,
         hosts: reader.hosts,
         names: reader.names,
         secrets: secrets(ingress),
         services: reader.services,
         problems: reader.problems,
+    }
+}
+
+/// What becomes of an Ingress that is beyond a limit: nothing, and that is told.
+pub(super) fn refused(rank: Rank, beyond: Beyond) -> Claims {
+    let reason = format!("with this Ingress, bytes of routes are beyond {beyond}: none of it is served");
+    let problems = vec![problem(&rank.key, "spec", reason)];
+    Claims {
+        rank,
+        hosts: BTreeMap::new(),
+        names: BTreeMap::new(),
+        secrets: BTreeSet::new(),
+        services: BTreeMap::new(),
+        problems,
     }
 }
 

@@ -4,6 +4,7 @@
 //! certificate of an earlier one; with a longer path, or a more specific host, a later one takes
 //! what it is for, as the API has it (I7, I11).
 
+use super::budget::{REASON, RULE_BYTES, RULES};
 use super::claim::{Backend, Claims, Field, HostClaim, NameClaim, Rank, problem};
 use crate::model::routes::{Action, HostPattern, PathKind, PathRule, PoolKey, Target, VirtualHost};
 use crate::problem::{ObjectKey, Problem};
@@ -12,8 +13,6 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-/// Paths of one host, over all Ingresses.
-const RULES: usize = 20_000;
 /// Status of the redirect to HTTPS (I39).
 const REDIRECT: u16 = 308;
 
@@ -33,21 +32,32 @@ pub(super) fn host(
     let mut rules: BTreeMap<Place<'_>, (&Rank, Action)> = BTreeMap::new();
     let mut default: Option<(&Rank, &Backend, Action)> = None;
     let mut redirects = Redirects::of(claims);
+    let mut bytes = 0;
+    // Once something is cut, so is all that comes later: what is shorter is not for its sake older.
+    let mut full: Option<String> = None;
     for (claim, host) in claims {
         let rank = &claim.rank;
         let https_redirect = redirects.next(rank, host);
-        let mut full = false;
+        let mut cut = false;
         for path in &host.paths {
             let place = (Reverse(path.path.len()), path.kind, &*path.path);
             let what = || format!("{pattern} {}", spell(path.kind, &path.path));
             if let Some((holder, _)) = rules.get(&place) {
                 merging.tell(rank, path.field, format!("{}: {}", what(), lost(holder, rank)));
-            } else if rules.len() == RULES {
-                full = true;
-            } else {
+            } else if full.is_none() {
                 let target = merging.target(rank, &path.backend, path.field, &what);
                 let action = Action { ingress: Arc::clone(&rank.key), target, https_redirect };
-                rules.insert(place, (rank, action));
+                bytes += rule_bytes(&path.path, &action);
+                if rules.len() == RULES {
+                    full = Some(format!("more than {RULES} paths"));
+                } else if bytes > RULE_BYTES {
+                    full = Some(format!("more than {RULE_BYTES} bytes of paths"));
+                } else {
+                    rules.insert(place, (rank, action));
+                }
+                cut |= full.is_some();
+            } else {
+                cut = true;
             }
         }
         let what = || format!("default of {pattern}");
@@ -62,8 +72,8 @@ pub(super) fn host(
             }
             (Some(_) | None, _) => {}
         }
-        if full {
-            let reason = format!("{pattern} has more than {RULES} paths: from here on they are not served");
+        if let Some(limit) = full.as_ref().filter(|_| cut) {
+            let reason = format!("{pattern} has {limit}: from here on they are not served");
             merging.problems.push(problem(&rank.key, "spec.rules", reason));
         }
     }
@@ -74,6 +84,16 @@ pub(super) fn host(
     };
     let rules = rules.into_iter().map(rule).collect();
     (VirtualHost { rules, default: default.map(|(.., action)| action) }, merging.problems)
+}
+
+/// At least as many bytes as a rule takes in the message to the proxy.
+fn rule_bytes(path: &str, action: &Action) -> usize {
+    let key = |key: &ObjectKey| key.namespace.len() + key.name.len();
+    let target = match &action.target {
+        Target::Pool(pool) => key(&pool.service),
+        Target::Unavailable(reason) => reason.len(),
+    };
+    path.len() + key(&action.ingress) + target + 32
 }
 
 struct Merging<'a> {
@@ -94,12 +114,18 @@ impl Merging<'_> {
                 Ok(port) => Target::Pool(PoolKey { service: Arc::clone(service), port }),
                 Err(reason) => {
                     self.tell(rank, field, format!("{}: {reason}; it answers 503", what()));
-                    Target::Unavailable(reason)
+                    unavailable(&reason)
                 }
             },
-            Backend::Unsupported(reason) => Target::Unavailable(reason.clone()),
+            Backend::Unsupported(reason) => unavailable(reason),
         }
     }
+}
+
+/// Each rule repeats the reason, so it has a limit.
+fn unavailable(reason: &str) -> Target {
+    let end = reason.floor_char_boundary(REASON);
+    Target::Unavailable(reason[..end].to_owned())
 }
 
 /// Which actions of a host are redirected to HTTPS (I39): those of an Ingress whose own `tls`
