@@ -5,6 +5,7 @@
 //! object, the field and the reason; `weir problems`, the log and a metric repeat it.
 
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::fmt;
 
 /// Kinds of objects that Weir reads.
@@ -86,6 +87,50 @@ impl fmt::Display for Problem {
 /// Problems of one object that are told one by one.
 const TOLD: usize = 8;
 
+/// The first few Problems of one object, by field, and how many there are beside them.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Few {
+    first: BTreeSet<(String, String)>,
+    more: usize,
+}
+
+impl Few {
+    /// Takes one more.
+    pub fn add(&mut self, field: String, reason: String) {
+        self.first.insert((field, reason));
+        if self.first.len() > TOLD {
+            self.first.pop_last();
+            self.more += 1;
+        }
+    }
+
+    /// Takes what else was found.
+    pub fn merge(&mut self, other: &Self) {
+        for (field, reason) in &other.first {
+            self.add(field.clone(), reason.clone());
+        }
+        self.more += other.more;
+    }
+
+    #[cfg(test)]
+    pub(crate) fn kept(&self) -> usize {
+        self.first.len()
+    }
+
+    /// What is told of the object.
+    pub fn of(self, object: &ObjectRef) -> Vec<Problem> {
+        let more = (self.more > 0).then(|| rest(object, self.more));
+        let first = self.first.into_iter();
+        first.map(|(field, reason)| Problem { object: object.clone(), field, reason }).chain(more).collect()
+    }
+}
+
+/// Says how many Problems are not told one by one.
+fn rest(object: &ObjectRef, more: usize) -> Problem {
+    // The field sorts after the names of fields.
+    Problem { object: object.clone(), field: "…".into(), reason: format!("and {more} more") }
+}
+
 /// Keeps the first few Problems of each object and counts the others.
 ///
 /// Objects come from anybody who may write them, and one object can be wrong in thousands of
@@ -98,12 +143,7 @@ pub fn bounded(mut problems: Vec<Problem>) -> Vec<Problem> {
         if let [.., last] = of_object
             && of_object.len() > TOLD
         {
-            kept.push(Problem {
-                object: last.object.clone(),
-                // Sorts after the names of fields.
-                field: "…".into(),
-                reason: format!("and {} more", of_object.len() - TOLD),
-            });
+            kept.push(rest(&last.object, of_object.len() - TOLD));
         }
     }
     kept

@@ -8,7 +8,7 @@
 //! whatever the way there. Time, looked-up names and addresses of nodes are arguments.
 
 use super::routes::{Certificate, HostPattern, Pool, PoolKey, Routes, Update, VirtualHost};
-use crate::problem::{Kind, ObjectKey, ObjectRef, Problem, bounded};
+use crate::problem::{Kind, ObjectKey, ObjectRef, Problem};
 use crate::source::{BackendPort, Ingress, Objects, Secret, SecretState, Touched};
 use budget::{Ledger, Limit};
 use claim::{Claims, Found, Rank};
@@ -18,6 +18,7 @@ use pools::{Guard, Offer};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
+use told::{Finder, Told};
 
 mod budget;
 mod claim;
@@ -28,6 +29,7 @@ mod pools;
 #[cfg(test)]
 mod tests;
 mod tls;
+mod told;
 
 pub use tls::Issued;
 
@@ -137,9 +139,7 @@ pub struct L7Model {
     held: BTreeMap<ObjectKey, Held>,
     /// When a certificate may have to be judged again.
     next_time: Option<i64>,
-    host_problems: BTreeMap<HostPattern, Vec<Problem>>,
-    name_problems: BTreeMap<HostPattern, Vec<Problem>>,
-    default_problem: Option<Problem>,
+    told: Told,
     /// The certificate for names without one.
     default: Option<ObjectKey>,
     routes: Routes,
@@ -178,9 +178,7 @@ impl L7Model {
             offers: BTreeMap::new(),
             held: BTreeMap::new(),
             next_time: None,
-            host_problems: BTreeMap::new(),
-            name_problems: BTreeMap::new(),
-            default_problem: None,
+            told: Told::default(),
             default: None,
             routes: Routes::default(),
             recomputed: false,
@@ -304,7 +302,7 @@ impl L7Model {
                 dirty.secrets.insert(secret);
             }
         }
-        let new = owned.map(|ingress| {
+        let mut new = owned.map(|ingress| {
             let rank = rank(objects, ingress);
             if let Some(beyond) = beyond {
                 return claim::refused(rank, beyond);
@@ -316,6 +314,8 @@ impl L7Model {
                 Some(Held::Awaited) | None => Found::Awaited,
             })
         });
+        let problems = new.as_mut().map(|new| std::mem::take(&mut new.problems)).unwrap_or_default();
+        self.told.put(&Finder::Ingress(key.clone()), problems);
         let old = self.claims.remove(key);
         if old != new {
             self.relink(key, old.as_ref(), new.as_ref(), dirty);
@@ -401,7 +401,7 @@ impl L7Model {
         };
         let (host, problems) = merge::host(pattern, &claims, &resolve);
         let host = (!claims.is_empty()).then(|| Arc::new(host));
-        tell(&mut self.host_problems, pattern, problems);
+        self.told.put(&Finder::Host(pattern.clone()), problems);
         if self.routes.hosts.get(pattern) != host.as_ref() {
             changes.hosts.insert(pattern.clone(), host);
         }
@@ -426,7 +426,7 @@ impl L7Model {
         let own = self.input.self_signed.clone().filter(|_| given.is_none());
         let default = given.cloned().or_else(|| own.as_ref().map(|_| self_signed_key()));
         put(&self_signed_key(), own);
-        self.default_problem = wanted.and_then(|key| {
+        let problem = wanted.and_then(|key| {
             let reason = match self.held.get(key) {
                 Some(Held::Bad(reason)) => reason.as_str(),
                 Some(Held::Read { untimely, .. }) => (*untimely)?,
@@ -438,6 +438,7 @@ impl L7Model {
                 reason: format!("{reason}; a self-signed certificate is served in its place"),
             })
         });
+        self.told.put(&Finder::DefaultCertificate, problem.into_iter().collect());
         if self.routes.names.get(&HostPattern::Any) != default.as_ref() {
             dirty.names.extend(self.on_name.keys().cloned());
             changes.names.insert(HostPattern::Any, default.clone());
@@ -477,7 +478,7 @@ impl L7Model {
             .collect();
         let (claim, problems) = merge::name(pattern, &claims, self.holder(pattern));
         let key = claim.and_then(|claim| claim.serves.clone().or_else(|| self.default.clone()));
-        tell(&mut self.name_problems, pattern, problems);
+        self.told.put(&Finder::Name(pattern.clone()), problems);
         if self.routes.names.get(pattern) != key.as_ref() {
             changes.names.insert(pattern.clone(), key);
         }
@@ -489,17 +490,13 @@ impl L7Model {
 
     /// What is wrong with which object, each once, and not too many of one object.
     pub fn problems(&self) -> Vec<Problem> {
-        let of_ingresses = self.claims.values().flat_map(|claims| &claims.problems);
-        let merged = self.host_problems.values().chain(self.name_problems.values()).flatten();
-        let of_services = self.offers.values().flat_map(|offer| &offer.problems);
-        let all: BTreeSet<_> =
-            of_ingresses.chain(merged).chain(of_services).chain(&self.default_problem).collect();
-        bounded(all.into_iter().cloned().collect())
+        self.told.all()
     }
 
-    /// The Problems, where they may differ from when this was last asked.
-    pub fn take_problems(&mut self) -> Option<Vec<Problem>> {
-        std::mem::take(&mut self.recomputed).then(|| self.problems())
+    /// The Problems of each object of which they may differ since this was last asked; `None`
+    /// where nothing was recomputed.
+    pub fn take_problems(&mut self) -> Option<BTreeMap<ObjectRef, Vec<Problem>>> {
+        std::mem::take(&mut self.recomputed).then(|| self.told.take_changed())
     }
 
     /// How many of the Secrets that are needed cannot be served.
@@ -651,12 +648,4 @@ fn link(
 fn rank(objects: &Objects, ingress: &Ingress) -> Rank {
     let ending = ingress.ending || objects.ending_namespaces.contains(&ingress.key.namespace);
     Rank { ending, created: ingress.created, key: Arc::new(ingress.key.clone()) }
-}
-
-fn tell(told: &mut BTreeMap<HostPattern, Vec<Problem>>, pattern: &HostPattern, problems: Vec<Problem>) {
-    if problems.is_empty() {
-        told.remove(pattern);
-    } else {
-        told.insert(pattern.clone(), problems);
-    }
 }

@@ -13,7 +13,7 @@ use crate::link::Link;
 use crate::metrics::{L7Reading, SERIES};
 use crate::model::l7::{L7Input, L7Model, L7Options, Names, Orphan, WantedNames};
 use crate::model::routes::Certificate;
-use crate::problem::{Kind, ObjectKey, Problem};
+use crate::problem::{Kind, ObjectKey, ObjectRef, Problem};
 use crate::source::{Objects, Touched};
 use crate::status::Reports;
 use std::collections::{BTreeMap, BTreeSet};
@@ -58,7 +58,6 @@ pub(crate) struct L7 {
     /// Nothing goes out before, if it is still awaited then.
     due: Option<Instant>,
     published: bool,
-    problems: usize,
     last_micros: u64,
 }
 
@@ -75,7 +74,6 @@ impl L7 {
             input: L7Input { self_signed: Some(self_signed), ..L7Input::default() },
             due: None,
             published: false,
-            problems: 0,
             last_micros: 0,
         }
     }
@@ -96,7 +94,11 @@ impl L7 {
     }
 
     /// Recomputes what is touched and publishes it; the Problems where they may differ.
-    fn round(&mut self, objects: &Objects, node_addresses: BTreeSet<IpAddr>) -> Option<Vec<Problem>> {
+    fn round(
+        &mut self,
+        objects: &Objects,
+        node_addresses: BTreeSet<IpAddr>,
+    ) -> Option<BTreeMap<ObjectRef, Vec<Problem>>> {
         if !objects.ready_l7() {
             return None;
         }
@@ -133,12 +135,11 @@ impl L7 {
         if let Some(reporting) = &mut self.reporting
             && (problems.is_some() || !touched.is_empty() || self.published != reporting.published())
         {
-            let all = problems.clone().unwrap_or_else(|| self.model.problems());
             let published = self.published.then(|| self.link.published());
-            reporting.report(objects, &self.model, &touched, &all, published);
+            let none = BTreeMap::new();
+            reporting.report(objects, &self.model, &touched, problems.as_ref().unwrap_or(&none), published);
         }
-        if let Some(problems) = &problems {
-            self.problems = problems.len();
+        if problems.is_some() {
             self.last_micros = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
         }
         problems

@@ -1,6 +1,6 @@
 //! All problems of all stages, and which of them are new.
 
-use crate::problem::{ObjectKey, Problem};
+use crate::problem::{ObjectKey, ObjectRef, Problem};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -11,7 +11,8 @@ pub(super) struct Problems {
     sources: Vec<Problem>,
     node: Vec<Problem>,
     datapath: Vec<Problem>,
-    l7: Vec<Problem>,
+    /// Of routes, pools and certificates; objects without any are absent.
+    l7: BTreeMap<ObjectRef, Vec<Problem>>,
     flows: Vec<Problem>,
     /// Of the model and of the last plan; Services without any are absent.
     services: BTreeMap<ObjectKey, Vec<Problem>>,
@@ -39,9 +40,11 @@ impl Problems {
         replace(&mut self.datapath, problems, &mut self.changed);
     }
 
-    /// Of routes, pools and certificates.
-    pub(super) fn set_l7(&mut self, problems: Vec<Problem>) {
-        replace(&mut self.l7, problems, &mut self.changed);
+    /// Of routes, pools and certificates: those of some objects, in place of what they had.
+    pub(super) fn set_l7(&mut self, problems: BTreeMap<ObjectRef, Vec<Problem>>) {
+        for (object, problems) in problems {
+            self.changed |= set(&mut self.l7, &object, problems);
+        }
     }
 
     /// Of the room for flows.
@@ -64,9 +67,9 @@ impl Problems {
         if !std::mem::take(&mut self.changed) {
             return Arc::clone(&self.all);
         }
-        let parts = [&self.configuration, &self.sources, &self.node, &self.datapath, &self.flows, &self.l7];
-        let of_services = self.services.values().chain(self.failures.values()).flatten();
-        let now: BTreeSet<Problem> = parts.into_iter().flatten().chain(of_services).cloned().collect();
+        let parts = [&self.configuration, &self.sources, &self.node, &self.datapath, &self.flows];
+        let of_objects = self.services.values().chain(self.failures.values()).chain(self.l7.values());
+        let now: BTreeSet<Problem> = parts.into_iter().chain(of_objects).flatten().cloned().collect();
         for problem in now.difference(&self.told) {
             let Problem { object, field, reason } = problem;
             tracing::warn!(%object, field, reason, "problem");
@@ -88,7 +91,7 @@ fn replace(old: &mut Vec<Problem>, new: Vec<Problem>, changed: &mut bool) {
     }
 }
 
-fn set(map: &mut BTreeMap<ObjectKey, Vec<Problem>>, key: &ObjectKey, problems: Vec<Problem>) -> bool {
+fn set<K: Ord + Clone>(map: &mut BTreeMap<K, Vec<Problem>>, key: &K, problems: Vec<Problem>) -> bool {
     if problems.is_empty() {
         map.remove(key).is_some()
     } else {

@@ -2,7 +2,7 @@
 //! it is and what is wrong with it (I69, I70).
 
 use crate::model::l7::L7Model;
-use crate::problem::{Kind, ObjectKey, Problem};
+use crate::problem::{Kind, ObjectKey, ObjectRef, Problem};
 use crate::source::{Objects, Touched};
 use crate::status::{Report, Reports};
 use std::collections::{BTreeMap, BTreeSet};
@@ -39,25 +39,27 @@ impl Reporting {
         self.published
     }
 
-    /// Tells what a round changed. `problems` are those of all objects; `published` is the table
-    /// that the routes are in.
+    /// Tells what a round changed. `problems` are those of objects of which they may differ;
+    /// `published` is the table that the routes are in.
     pub(super) fn report(
         &mut self,
         objects: &Objects,
         model: &L7Model,
         touched: &Touched,
-        problems: &[Problem],
+        problems: &BTreeMap<ObjectRef, Vec<Problem>>,
         published: Option<u64>,
     ) {
-        let mut now: BTreeMap<ObjectKey, Vec<Problem>> = BTreeMap::new();
-        for problem in problems.iter().filter(|problem| problem.object.kind == Kind::Ingress) {
-            now.entry(problem.object.key.clone()).or_default().push(problem.clone());
-        }
-        let before = std::mem::replace(&mut self.problems, now);
         let mut keys: BTreeSet<ObjectKey> = touched.ingresses.clone();
-        let differs = self.problems.iter().filter(|(key, now)| before.get(*key) != Some(now));
-        keys.extend(differs.map(|(key, _)| key.clone()));
-        keys.extend(before.into_keys().filter(|key| !self.problems.contains_key(key)));
+        for (object, now) in problems.iter().filter(|(object, _)| object.kind == Kind::Ingress) {
+            let before = if now.is_empty() {
+                self.problems.remove(&object.key)
+            } else {
+                self.problems.insert(object.key.clone(), now.clone())
+            };
+            if before.as_deref().unwrap_or_default() != now {
+                keys.insert(object.key.clone());
+            }
+        }
         // Whose each one is may differ, or all of them are published from now on.
         if touched.ingress_classes || published.is_some() != self.published {
             self.published = published.is_some();

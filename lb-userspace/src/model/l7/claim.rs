@@ -105,11 +105,7 @@ pub(super) fn secrets(ingress: &Ingress) -> BTreeSet<ObjectKey> {
 }
 
 /// Reads one Ingress.
-pub(super) fn claims<'a>(
-    ingress: &Ingress,
-    rank: Rank,
-    find: impl Fn(&ObjectKey) -> Found<'a>,
-) -> Claims {
+pub(super) fn claims<'a>(ingress: &Ingress, rank: Rank, find: impl Fn(&ObjectKey) -> Found<'a>) -> Claims {
     let mut reader = Reader {
         ingress,
         services: BTreeMap::new(),

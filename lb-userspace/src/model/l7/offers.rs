@@ -2,6 +2,7 @@
 
 use super::claim::Rank;
 use super::pools::{self, Offer};
+use super::told::Finder;
 use super::{Changes, Dirty, L7Model, both};
 use crate::model::routes::PoolKey;
 use crate::problem::ObjectKey;
@@ -44,6 +45,7 @@ impl L7Model {
             if let Some(beyond) = self.services.refuses(&key) {
                 offer = offer.refused(&key, beyond);
             }
+            self.told.put(&Finder::Service(key.clone()), std::mem::take(&mut offer.problems));
             if old.ports != offer.ports {
                 let users = self.service_users.get(&key).into_iter().flatten();
                 let users = users.filter_map(|user| self.claims.get(user));

@@ -93,8 +93,10 @@ fn the_newest_services_go_without_endpoints_when_there_are_too_many() {
     assert_eq!(endpoints(&model, "honest/web"), [10; 2]);
     assert_told(
         &model,
-        &["Service greedy/0: spec.ports: with this Service, endpoints that Ingresses lead to, counted over all \
-           ports, are beyond the limit of 60 for one namespace: none of it is used"],
+        &[
+            "Service greedy/0: spec.ports: with this Service, endpoints that Ingresses lead to, counted over all \
+           ports, are beyond the limit of 60 for one namespace: none of it is used",
+        ],
     );
     // It has its turn when an older one leaves.
     objects.services.remove(&key("greedy/b"));
@@ -134,7 +136,8 @@ fn long_paths_of_one_tenant_do_not_push_another_off_its_host() {
     assert!(host.rules.iter().all(|rule| rule.action.ingress.name != "last"));
     let told = told(&model);
     for name in ["06", "11", "last"] {
-        let part = format!("Ingress greedy/{name}: spec.rules: x.example has more than 8388608 bytes of paths");
+        let part =
+            format!("Ingress greedy/{name}: spec.rules: x.example has more than 8388608 bytes of paths");
         assert!(told.contains(&part), "{told}");
     }
     assert!(!told.contains("owner") && !told.contains("greedy/04"), "{told}");
@@ -180,9 +183,8 @@ fn the_newest_ingresses_are_not_served_when_there_are_too_many_routes() {
     }
     put_ingress(&mut objects, long("honest/a", 9, "h.example", 10, 50));
     model.update(&objects, &input, &everything(&objects));
-    let hosts = |model: &L7Model| -> Vec<String> {
-        model.routes().hosts.keys().map(ToString::to_string).collect()
-    };
+    let hosts =
+        |model: &L7Model| -> Vec<String> { model.routes().hosts.keys().map(ToString::to_string).collect() };
     assert_eq!(hosts(&model), ["0.example", "1.example", "2.example", "h.example"]);
     let limit = 3 * part;
     assert_told(
@@ -198,4 +200,32 @@ fn the_newest_ingresses_are_not_served_when_there_are_too_many_routes() {
     model.update(&objects, &input, &touched);
     assert_eq!(hosts(&model), ["0.example", "2.example", "3.example", "h.example"]);
     assert!(model.problems().is_empty());
+}
+
+#[test]
+fn what_is_wrong_everywhere_costs_no_other_object_anything() {
+    let bad: Vec<String> = (0..8_000).map(|n| format!("h{n}.example E /x* web:80")).collect();
+    let bad: Vec<&str> = bad.iter().map(String::as_str).collect();
+    let missing: Vec<String> = (0..8_000).map(|n| format!("m{}.example E /{n} none:80", n % 9)).collect();
+    let missing: Vec<&str> = missing.iter().map(String::as_str).collect();
+    let mut objects = Objects::default();
+    web(&mut objects, "web", "10.0.0.1");
+    put_ingress(&mut objects, ingress("bad", 0, &bad));
+    put_ingress(&mut objects, ingress("missing", 0, &missing));
+    put_ingress(&mut objects, ingress("other", 0, &["o.example P / none:81"]));
+    let mut model = built(&objects);
+    assert_eq!(model.told.kept(), 8 + 9 * 8 + 1, "of each finder the first few");
+    let changed = model.take_problems().unwrap();
+    let counts: Vec<usize> = changed.values().map(Vec::len).collect();
+    assert_eq!(counts, [9, 9, 1]);
+    let more = &changed.values().nth(1).unwrap()[8];
+    assert_eq!(more.to_string(), "Ingress default/missing: …: and 7992 more");
+    // One that is mended is looked at alone.
+    put_ingress(&mut objects, ingress("other", 0, &["o.example P / web:80"]));
+    let touched = Touched { ingresses: [key("other")].into(), ..Touched::default() };
+    model.update(&objects, &L7Input { now: NOW, ..L7Input::default() }, &touched);
+    let changed = model.take_problems().unwrap();
+    let other = ObjectRef { kind: Kind::Ingress, key: key("other") };
+    assert_eq!(changed, [(other, vec![])].into());
+    assert_eq!(model.take_problems(), None);
 }

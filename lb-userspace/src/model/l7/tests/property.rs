@@ -234,6 +234,7 @@ proptest! {
         steps in prop::collection::vec(any_step(), 1..40),
         together in 1..4_usize,
         flag: bool,
+        tight: bool,
     ) {
         let default = flag.then(|| key("y/t"));
         let options = L7Options { default_certificate: default, ..options() };
@@ -241,8 +242,13 @@ proptest! {
         objects.listed.insert(Kind::Secret);
         let own = tls::read(&secrets()[0]).unwrap();
         let mut input = L7Input { now: NOW, self_signed: Some(Arc::new(own)), ..L7Input::default() };
-        let mut model = L7Model::new(options.clone());
+        // Under tight limits somebody is cut all the time.
+        let limit = |of_namespace, in_all| Limit { of_namespace, in_all };
+        let limits = if tight { (limit(900, 1_300), limit(2, 3)) } else { (budget::ROUTES, budget::ALL_ENDPOINTS) };
+        let made = || L7Model::limited(options.clone(), limits.0, limits.1);
+        let mut model = made();
         let mut followed = Routes::default();
+        let mut told: BTreeMap<ObjectRef, Vec<Problem>> = BTreeMap::new();
         for batch in steps.chunks(together) {
             let mut touched = Touched::default();
             for step in batch {
@@ -251,10 +257,13 @@ proptest! {
             for update in model.update(&objects, &input, &touched) {
                 followed.apply(update);
             }
-            let fresh = built_with(options.clone(), &objects, &input);
+            told.extend(model.take_problems().unwrap_or_default());
+            let mut fresh = made();
+            fresh.update(&objects, &input, &everything(&objects));
             prop_assert_eq!(model.routes(), fresh.routes());
             prop_assert_eq!(&followed, fresh.routes());
             prop_assert_eq!(model.problems(), fresh.problems());
+            prop_assert_eq!(told.values().flatten().cloned().collect::<Vec<_>>(), fresh.problems());
             prop_assert_eq!(model.wanted_secrets(), fresh.wanted_secrets());
             prop_assert_eq!(model.wanted_names(), fresh.wanted_names());
             // Nothing points to what is not there.
