@@ -4,10 +4,10 @@
 //! change has waited too long to be applied (S56); eligible means that this node wants traffic
 //! at all (S55). Without a pending change an agent is healthy for ever, whatever the API server
 //! does. Alive means that rounds end: no object, and no map that objects fill, can make the
-//! kubelet restart an agent that works. Ready means that this agent does its work, or waits to
-//! take it over from another one of the node: a rolling update that starts the new agent first
-//! (`maxSurge`) goes on only when that one is ready, and it cannot take over before. Each part on
-//! its own (`/readyz/l4`, `/readyz/l7`) is ready only where it works.
+//! kubelet restart an agent that works. Ready means that this agent does its work;
+//! `/readyz/l4` and `/readyz/l7` say it of each part. `/readyz/rollout` calls an agent ready that
+//! waits to take over from another one of the node as well: a rolling update that starts the new
+//! agent first (`maxSurge`) goes on only when that one is ready, and it cannot take over before.
 
 use crate::board::{Board, Phase, Snapshot, now_ms};
 use crate::http::{self, Answer};
@@ -57,10 +57,10 @@ pub(crate) fn answer(method: &Method, path: &str, board: &Arc<Board>, metrics: &
             metrics.livez(answer.status().as_u16());
             answer
         }
-        "/readyz" if snapshot.phase == Phase::Standby => {
+        "/readyz/rollout" if snapshot.phase == Phase::Standby => {
             http::answer(StatusCode::OK, "text/plain", format!("{STANDING_BY}\n"))
         }
-        "/readyz" => ready(&[("l4", waits_for(&snapshot)), ("l7", board.l7_waits_for())]),
+        "/readyz" | "/readyz/rollout" => ready(&[("l4", waits_for(&snapshot)), ("l7", board.l7_waits_for())]),
         "/readyz/l4" => ready(&[("l4", waits_for(&snapshot))]),
         "/readyz/l7" => ready(&[("l7", board.l7_waits_for())]),
         _ => http::answer(StatusCode::NOT_FOUND, "text/plain", "try /healthz, /livez or /readyz\n"),
@@ -154,13 +154,17 @@ mod tests {
     #[test]
     fn a_standby_is_alive_and_ready_to_take_over_and_none_of_its_parts_works() {
         let board = Arc::<Board>::default();
-        let all = ["/healthz", "/livez", "/readyz", "/readyz/l4"];
-        assert_eq!(all.map(|path| ask(&board, path)), [503, 200, 503, 503], "not tried for the lock yet");
+        let all = ["/healthz", "/livez", "/readyz", "/readyz/l4", "/readyz/rollout"];
+        assert_eq!(
+            all.map(|path| ask(&board, path)),
+            [503, 200, 503, 503, 503],
+            "not tried for the lock yet"
+        );
         board.publish(Snapshot { phase: Phase::Standby, ..Snapshot::default() });
-        assert_eq!(all.map(|path| ask(&board, path)), [503, 200, 200, 503]);
+        assert_eq!(all.map(|path| ask(&board, path)), [503, 200, 503, 503, 200]);
         // It takes over.
         board.publish(Snapshot { phase: Phase::Starting, ..Snapshot::default() });
-        assert_eq!(ask(&board, "/readyz"), 503);
+        assert_eq!(ask(&board, "/readyz/rollout"), 503);
     }
 
     #[test]

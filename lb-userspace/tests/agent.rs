@@ -263,7 +263,7 @@ async fn a_second_agent_stands_by_and_a_taken_port_is_only_a_problem() {
     tokio::time::timeout(Duration::from_secs(5), standing_by).await.unwrap();
     // Ready to take over; what it will do is done by the other one.
     let mut codes = Vec::new();
-    for path in ["/readyz", "/readyz/l4", "/healthz"] {
+    for path in ["/readyz/rollout", "/readyz", "/healthz"] {
         codes.push(http(health[1], path).await.0);
     }
     assert_eq!(codes, [200, 503, 503]);

@@ -143,7 +143,16 @@ impl Weir {
             .stdout(Stdio::null())
             .stderr(fs::File::create(&log).unwrap())
             .process_group(0);
-        Self { child: command.spawn().unwrap(), log, socket, metrics }
+        // A process that another test starts at this moment may hold the copy open for writing.
+        let child = loop {
+            match command.spawn() {
+                Err(error) if error.kind() == std::io::ErrorKind::ExecutableFileBusy => {
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+                child => break child.unwrap(),
+            }
+        };
+        Self { child, log, socket, metrics }
     }
 
     /// A weir that serves.

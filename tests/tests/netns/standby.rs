@@ -15,7 +15,7 @@ fn second_agent_waits_and_takes_over() {
     assert!(!second.log().is_empty(), "a standby says that it is one");
     // Whoever waits for it before the first one is stopped, as a DaemonSet with maxSurge does, is
     // told that it may.
-    let codes = ["/readyz", "/readyz/l4", "/healthz"].map(|path| second.get(20256, path).unwrap().0);
+    let codes = ["/readyz/rollout", "/readyz", "/healthz"].map(|path| second.get(20256, path).unwrap().0);
     assert_eq!(codes, [200, 503, 503]);
 
     let outside = rig.lab.at(&Place::Outside).unwrap();
