@@ -44,7 +44,8 @@ pub fn run(bpffs: &Path, state_dir: &Path) -> anyhow::Result<()> {
 fn remove_state(state_dir: &Path) -> anyhow::Result<()> {
     for entry in std::fs::read_dir(state_dir)? {
         let path = entry?.path();
-        let ours = path.file_name().is_some_and(|name| name == "lock" || name == "apiservers")
+        let names = ["lock", "apiservers", "kubelet-apiserver"];
+        let ours = path.file_name().is_some_and(|name| names.iter().any(|ours| name == *ours))
             || path.extension().is_some_and(|extension| extension == "sock");
         if ours {
             std::fs::remove_file(&path).with_context(|| format!("remove {}", path.display()))?;

@@ -18,7 +18,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-const STANDING_BY: &str = "standing by: another agent holds this node";
+pub(crate) const STANDING_BY: &str = "standing by: another agent holds this node";
 /// Twice kube-proxy's sync period.
 const PATIENCE: Duration = Duration::from_secs(60);
 

@@ -13,11 +13,13 @@ use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::future::Future;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::{TcpListener, UnixListener, UnixStream};
+use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
 pub(crate) type Answer = Response<Full<Bytes>>;
@@ -107,48 +109,79 @@ async fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
     }
 }
 
-/// Serves a unix socket that only root may open, for ever, taking the place of a stale one. One
+/// Serves a unix socket that only its owner may open, for ever, taking the place of a stale one.
+/// Where another agent answers, it is left there until `held` says that the node is ours. One
 /// that cannot be made is tried again: nobody can ask then, and the rest goes on (H60).
-pub(crate) async fn serve_unix<H, F>(name: &'static str, path: &Path, board: Arc<Board>, handler: H)
-where
+pub(crate) async fn serve_unix<H, F>(
+    name: &'static str,
+    path: &Path,
+    board: Arc<Board>,
+    mut held: watch::Receiver<bool>,
+    handler: H,
+) where
     H: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Answer> + Send + 'static,
 {
-    let listener = loop {
-        match bind_unix(path) {
-            Ok(listener) => break listener,
-            Err(error) => board.set_part(name, Some(format!("{error:#}; tried again"))),
-        }
-        tokio::time::sleep(RETRY).await;
-    };
-    board.set_part(name, None);
     loop {
-        match listener.accept().await {
-            Ok((stream, _)) => drop(spawn(stream, handler.clone())),
+        if !*held.borrow() && UnixStream::connect(path).await.is_ok() {
+            hold(&mut held).await;
+        }
+        let (listener, inode) = match bind_unix(path) {
+            Ok(bound) => bound,
             Err(error) => {
-                tracing::warn!(%error, "admin socket cannot accept");
-                tokio::time::sleep(Duration::from_millis(100)).await;
+                board.set_part(name, Some(format!("{error:#}; tried again")));
+                tokio::time::sleep(RETRY).await;
+                continue;
+            }
+        };
+        board.set_part(name, None);
+        let mut waiting = !*held.borrow();
+        loop {
+            tokio::select! {
+                accepted = listener.accept() => match accepted {
+                    Ok((stream, _)) => drop(spawn(stream, handler.clone())),
+                    Err(error) => {
+                        tracing::warn!(%error, "admin socket cannot accept");
+                        tokio::time::sleep(Duration::from_millis(100)).await;
+                    }
+                },
+                () = hold(&mut held), if waiting => {
+                    waiting = false;
+                    if inode_of(path) != Some(inode) {
+                        // Whoever had the node took the path meanwhile, or removed it at the end.
+                        break;
+                    }
+                }
             }
         }
     }
 }
 
+/// Waits until the node is ours; for ever, if the agent ends before.
+async fn hold(held: &mut watch::Receiver<bool>) {
+    if held.wait_for(|held| *held).await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
+fn inode_of(path: &Path) -> Option<(u64, u64)> {
+    std::fs::metadata(path).ok().map(|meta| (meta.dev(), meta.ino()))
+}
+
 /// The socket gets its mode under another name, so that nobody can open it before.
-fn bind_unix(path: &Path) -> anyhow::Result<UnixListener> {
+fn bind_unix(path: &Path) -> anyhow::Result<(UnixListener, (u64, u64))> {
     use anyhow::Context;
     use std::os::unix::fs::PermissionsExt;
     let told = || format!("admin socket {}", path.display());
     if let Some(folder) = path.parent() {
         crate::lock::prepare(folder).with_context(told)?;
     }
-    let mut fresh = path.as_os_str().to_owned();
-    fresh.push(format!(".{}", std::process::id()));
-    let fresh = PathBuf::from(fresh);
-    let _absent = std::fs::remove_file(&fresh);
+    let fresh = crate::proxy::handover::beside(path);
     let listener = UnixListener::bind(&fresh).with_context(told)?;
     std::fs::set_permissions(&fresh, std::fs::Permissions::from_mode(0o600)).with_context(told)?;
+    let inode = inode_of(&fresh).with_context(told)?;
     std::fs::rename(&fresh, path).with_context(told)?;
-    Ok(listener)
+    Ok((listener, inode))
 }
 
 fn spawn<S, H, F>(stream: S, handler: H) -> AbortHandle

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::oneshot;
 use weir::args::{Config, Task, parse};
+use weir::cli::{get, probe};
 use weir::datapath::Capacity;
 use weir::datapath::sim::Sim;
 
@@ -133,7 +134,7 @@ impl Agent {
 }
 
 async fn ask(socket: &Path, path: &str, query: &[(&str, &str)]) -> anyhow::Result<Value> {
-    weir::cli::get(socket, path, query).await
+    get(socket, path, query).await
 }
 
 /// Asks until the answer is as wanted.
@@ -270,6 +271,39 @@ async fn a_second_agent_stands_by_and_a_taken_port_is_only_a_problem() {
     first.stop().await;
     until(&socket, "/v1/explain", &target, served).await;
     assert_eq!(http(health[1], "/readyz").await.0, 200);
+    second.stop().await;
+}
+
+/// As in Pods of one node: the state folder is shared, the admin socket is each agent's own.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_that_stands_by_says_so_at_a_socket_of_its_own() {
+    let folder = Folder::new("own-socket");
+    folder.write("services.yaml", SERVICES);
+    let first = Agent::start(config(&folder, free_port(), free_port()));
+    let (socket, own) = (folder.socket("state"), folder.socket("pod"));
+    let target = [("target", "10.96.0.10:80")];
+    until(&socket, "/v1/explain", &target, served).await;
+    assert_eq!(probe(&socket, "/readyz").await.unwrap(), (true, "l4: ok; l7: ok".into()));
+
+    let mut config = config(&folder, free_port(), free_port());
+    config.http.admin_socket = own.clone();
+    let second = Agent::start(config);
+    let standing_by = async {
+        while !probe(&own, "/readyz/rollout").await.is_ok_and(|(ready, _)| ready) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(5), standing_by).await.unwrap();
+    let (ready, line) = probe(&own, "/readyz").await.unwrap();
+    assert!(!ready && line.contains("l4: standing by"), "{line}");
+    assert!(probe(&own, "/livez").await.unwrap().0);
+    let refused = get(&own, "/v1/status", &[]).await.unwrap_err().to_string();
+    assert!(refused.contains("standing by"), "{refused}");
+    assert!(served(&get(&socket, "/v1/explain", &target).await.unwrap()), "asked as before");
+
+    first.stop().await;
+    until(&own, "/v1/explain", &target, served).await;
+    assert!(probe(&own, "/readyz").await.unwrap().0);
     second.stop().await;
 }
 

@@ -1,4 +1,4 @@
-//! The admin socket: what a running agent knows, as JSON, for root alone.
+//! The admin socket: what a running agent knows, as JSON, for its own user alone.
 //!
 //! Answers that need the stages' own state are made on the reconciler's thread, between two
 //! rounds; status works without it, so that a busy or waiting agent still says how it is.
@@ -8,7 +8,9 @@ mod answers;
 use crate::args::L7Config;
 use crate::board::{Board, L7Phase, Phase, now_ms};
 use crate::explain;
+use crate::health;
 use crate::http::{self, Answer};
+use crate::metrics::Metrics;
 use crate::problem::ObjectKey;
 use crate::reconcile::Handle;
 use crate::source::Syncs;
@@ -19,6 +21,41 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// How long a question waits for an agent that is starting.
+const STARTING: Duration = Duration::from_secs(10);
+
+/// Who answers at the admin socket from the first moment: health and readiness as on
+/// `--healthz-listen`, where another agent of the node may answer; the rest once this agent holds
+/// the node.
+#[derive(Clone, Debug)]
+pub(crate) struct Desk {
+    pub(crate) board: Arc<Board>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) admin: watch::Receiver<Option<Arc<Admin>>>,
+}
+
+impl Desk {
+    /// Answers one request.
+    pub(crate) async fn answer(mut self, request: Request<Incoming>) -> Answer {
+        let path = request.uri().path();
+        if !path.starts_with("/v1/") {
+            return health::answer(request.method(), path, &self.board, &self.metrics);
+        }
+        let standby = self.board.snapshot().phase == Phase::Standby;
+        let patience = if standby { Duration::ZERO } else { STARTING };
+        let admin = tokio::time::timeout(patience, self.admin.wait_for(Option::is_some)).await;
+        match admin.ok().and_then(Result::ok).and_then(|admin| admin.clone()) {
+            Some(admin) => admin.answer(request).await,
+            None => {
+                let error = if standby { health::STANDING_BY } else { "this agent is starting" };
+                http::json(StatusCode::SERVICE_UNAVAILABLE, &json!({ "error": error }))
+            }
+        }
+    }
+}
 
 /// What admin answers from.
 #[derive(Debug)]

@@ -1,14 +1,14 @@
 //! Builds the parts, joins them, and stops them in order.
 //!
-//! The order at start: health and metrics listen, then the node's lock, then the data path
-//! (whose maps an earlier agent left), then the reconciler, the admin socket, the watchers.
+//! The order at start: health, metrics and admin listen, then the node's lock, then the data path
+//! (whose maps an earlier agent left), then the reconciler, the watchers.
 //! At the end everything in the kernel stays as it is.
 
 mod ingress;
 mod parts;
 mod supervised;
 
-use crate::admin::Admin;
+use crate::admin::{Admin, Desk};
 use crate::args::{Config, SourceKind};
 use crate::board::{Board, Phase, Snapshot};
 use crate::datapath::Datapath;
@@ -103,6 +103,14 @@ async fn serve_with(
     // Dropping the set ends all tasks in it.
     let mut tasks = JoinSet::new();
     listen(&mut tasks, &config, &board, &metrics, &handle, &link);
+    let (admin_sender, admin) = watch::channel(None);
+    let (held_sender, held) = watch::channel(false);
+    let desk = Desk { board: Arc::clone(&board), metrics: Arc::clone(&metrics), admin };
+    let (socket, told) = (config.http.admin_socket.clone(), Arc::clone(&board));
+    tasks.spawn(async move {
+        let answer = move |request| desk.clone().answer(request);
+        http::serve_unix("--admin-socket", &socket, told, held, answer).await;
+    });
     let proxies = supervisor.is_some();
     if proxies {
         board.await_proxies(link.clone());
@@ -131,6 +139,7 @@ async fn serve_with(
         },
     };
     board.publish(Snapshot::default());
+    held_sender.send_replace(true);
     let datapath = tokio::task::spawn_blocking(open).await.context("the data path")??;
     let ingress = ingress::join(&mut tasks, &config, &link, proxies)?;
     let problems = parts::not_honoured(&config, datapath.as_ref());
@@ -163,7 +172,7 @@ async fn serve_with(
         let stop = async move { drop(retired.await) };
         tokio::spawn(status::run(options, reports, Arc::clone(&board), stop))
     });
-    let admin = Arc::new(Admin {
+    admin_sender.send_replace(Some(Arc::new(Admin {
         node_name: config.node_name.clone(),
         l4: config.l4.is_some(),
         l7: config.l7.clone(),
@@ -171,13 +180,7 @@ async fn serve_with(
         syncs,
         reconciler: asks,
         service_cidrs: parts::service_cidrs(&config),
-    });
-    let socket = config.http.admin_socket.clone();
-    let told = Arc::clone(&board);
-    tasks.spawn(async move {
-        let answer = move |request| Arc::clone(&admin).answer(request);
-        http::serve_unix("--admin-socket", &socket, told, answer).await;
-    });
+    })));
 
     up.notify_one();
 
@@ -189,7 +192,7 @@ async fn serve_with(
     drop(stop_reconciler);
     drop(retire);
     let _slow = tokio::time::timeout(LAST_ROUND, ended).await;
-    // The next agent makes its own; one that took over already has.
+    // The next agent, which waits for the lock, makes its own.
     let _gone = std::fs::remove_file(&config.http.admin_socket);
     // A successor on this node takes over now: then no status is taken away.
     drop((lock, maps_lock));

@@ -3,6 +3,7 @@
 use crate::args::value::{Devices, NodePortAddresses};
 use crate::args::{ApiConfig, Config, L4Config, LogLevel, SourceKind, Xdp};
 use crate::board::agent_problem;
+use crate::cgroup;
 use crate::datapath::bpf::Bpf;
 use crate::datapath::loader::{LoadOptions, XdpPolicy};
 use crate::datapath::sim::Sim;
@@ -19,7 +20,6 @@ use anyhow::Context;
 use ipnet::IpNet;
 use lb_common::abi::capacity;
 use std::collections::BTreeSet;
-use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -32,8 +32,7 @@ pub(super) fn datapath(config: &Config) -> anyhow::Result<Box<dyn Datapath>> {
     };
     let cgroup = match (l4.socket_lb, &l4.cgroup) {
         (false, _) => None,
-        (true, Some(path)) => Some(path.clone()),
-        (true, None) => Some(cgroup_root()?),
+        (true, asked) => Some(cgroup::root(asked.as_deref())?),
     };
     let options = LoadOptions {
         bpffs: l4.bpffs.clone(),
@@ -121,17 +120,6 @@ fn by_memory() -> u32 {
         .find_map(|line| line.strip_prefix("MemTotal:")?.split_whitespace().next()?.parse::<u64>().ok());
     let entries = total.unwrap_or(0) * 1024 / 64 / 160;
     u32::try_from(entries).unwrap_or(u32::MAX).clamp(capacity::FLOWS as u32, 2_097_152)
-}
-
-/// Where cgroup2 is mounted.
-fn cgroup_root() -> anyhow::Result<PathBuf> {
-    let mounts = std::fs::read_to_string("/proc/self/mounts").context("mounts cannot be read")?;
-    let found = mounts.lines().find_map(|line| {
-        let mut fields = line.split(' ');
-        let (_, place, kind) = (fields.next()?, fields.next()?, fields.next()?);
-        (kind == "cgroup2").then(|| PathBuf::from(place))
-    });
-    found.context("cgroup2 is mounted nowhere: name a control group with --cgroup, or use --socket-lb off")
 }
 
 pub(super) fn node_options(config: &Config) -> Options {

@@ -47,8 +47,15 @@ pub enum Verb {
     Dump(Ask),
     /// Flows that the data path remembers.
     Flows(FlowsArgs),
+    /// Whether the agent is ready, and what it waits for; exit code 1 if it is not.
+    Ready(ReadyArgs),
+    /// Whether the agent lives: its rounds end. Exit code 1 if not.
+    Alive(Probe),
     /// Remove everything that Weir put on this node.
     Cleanup(CleanupArgs),
+    /// Make a node ready for an agent that has no right to: for the init container of its Pod.
+    #[command(hide = true)]
+    InitNode(InitNodeArgs),
 }
 
 /// How an answer is printed.
@@ -58,6 +65,40 @@ pub enum Output {
     #[default]
     Table,
     Json,
+}
+
+/// What a probe asks.
+#[derive(Args, Clone, Debug)]
+pub struct Probe {
+    /// Socket of the agent
+    #[arg(long, env = "WEIR_ADMIN_SOCKET", default_value = config::ADMIN_SOCKET, value_name = "PATH")]
+    pub admin_socket: PathBuf,
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct ReadyArgs {
+    /// One that waits to take over from another agent of the node counts as ready: for a rolling
+    /// update, which starts the new agent first
+    #[arg(long)]
+    pub standby_counts: bool,
+    #[command(flatten)]
+    pub probe: Probe,
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct InitNodeArgs {
+    /// Where a BPF file system is to be; mounted if it is not there
+    #[arg(long, env = "WEIR_BPFFS", default_value = config::BPFFS, value_name = "PATH")]
+    pub bpffs: PathBuf,
+    /// Folder below which a cgroup2 file system is to be found
+    #[arg(long, env = "WEIR_CGROUP", default_value = "/sys/fs/cgroup", value_name = "PATH")]
+    pub cgroup: PathBuf,
+    /// Where folders of the node are mounted: the kubelet's kubeconfig is looked for there
+    #[arg(long, default_value = "/", value_name = "PATH")]
+    pub host_root: PathBuf,
+    /// The agent's state folder
+    #[arg(long, env = "WEIR_STATE_DIR", default_value = config::STATE_DIR, value_name = "PATH")]
+    pub state_dir: PathBuf,
 }
 
 /// Common to everything that asks a running agent.

@@ -3,7 +3,8 @@
 mod render;
 
 use crate::args::{
-    Ask, CleanupArgs, ExplainArgs, FlowsArgs, Listing, Output, RoutesArgs, ServicesArgs, Verb,
+    Ask, CleanupArgs, ExplainArgs, FlowsArgs, Listing, Output, Probe, ReadyArgs, RoutesArgs, ServicesArgs,
+    Verb,
 };
 use anyhow::{Context, bail};
 use http_body_util::{BodyExt, Empty};
@@ -29,8 +30,11 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// # Errors
 /// When the agent cannot be asked, or refuses the question.
 pub fn run(verb: Verb) -> anyhow::Result<ExitCode> {
-    if let Verb::Cleanup(CleanupArgs { bpffs, state_dir }) = verb {
-        return crate::cleanup::run(&bpffs, &state_dir).map(|()| ExitCode::SUCCESS);
+    if let Verb::Cleanup(CleanupArgs { bpffs, state_dir }) = &verb {
+        return crate::cleanup::run(bpffs, state_dir).map(|()| ExitCode::SUCCESS);
+    }
+    if let Verb::InitNode(args) = &verb {
+        return crate::init_node::run(args).map(|()| ExitCode::SUCCESS);
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(ask(verb))
@@ -80,8 +84,19 @@ async fn ask(verb: Verb) -> anyhow::Result<ExitCode> {
             let served = value.get("served").and_then(Value::as_bool).unwrap_or(false);
             Ok(if served { ExitCode::SUCCESS } else { ExitCode::from(NOT_SERVED) })
         }
-        Verb::Run(_) | Verb::Cleanup(_) => bail!("not a question"),
+        Verb::Ready(ReadyArgs { standby_counts, probe }) => {
+            probe_at(&probe, if standby_counts { "/readyz/rollout" } else { "/readyz" }).await
+        }
+        Verb::Alive(probe) => probe_at(&probe, "/livez").await,
+        Verb::Run(_) | Verb::Cleanup(_) | Verb::InitNode(_) => bail!("not a question"),
     }
+}
+
+async fn probe_at(at: &Probe, path: &str) -> anyhow::Result<ExitCode> {
+    let (good, line) = probe(&at.admin_socket, path).await?;
+    // Whoever asks by the exit code alone does not read.
+    let _unread = writeln!(std::io::stdout(), "{line}");
+    Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 async fn once(
@@ -139,6 +154,18 @@ pub async fn get(socket: &Path, path: &str, query: &[(&str, &str)]) -> anyhow::R
         bail!("{}", value.get("error").and_then(Value::as_str).unwrap_or("refused without a reason"));
     }
     Ok(value)
+}
+
+/// Asks the agent behind `socket` for one of its states: whether it is good, and what it says,
+/// in one line.
+///
+/// # Errors
+/// When nobody answers.
+pub async fn probe(socket: &Path, path: &str) -> anyhow::Result<(bool, String)> {
+    let answer = tokio::time::timeout(PATIENCE, exchange(socket, path, &[]));
+    let (status, body) = answer.await.context("the agent takes too long to answer")??;
+    let lines: Vec<String> = String::from_utf8_lossy(&body).lines().map(str::to_owned).collect();
+    Ok((status == StatusCode::OK, lines.join("; ")))
 }
 
 async fn exchange(socket: &Path, path: &str, query: &[(&str, &str)]) -> anyhow::Result<(StatusCode, Bytes)> {

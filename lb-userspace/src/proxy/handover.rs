@@ -8,7 +8,9 @@ use crate::proxy::control::{Control, ListenerName, Succession};
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with,
 };
+use std::collections::hash_map::RandomState;
 use std::fs::Permissions;
+use std::hash::{BuildHasher, Hasher};
 use std::io;
 use std::net::TcpListener;
 use std::os::fd::{AsFd, OwnedFd};
@@ -44,15 +46,19 @@ pub fn path(state_dir: &Path) -> PathBuf {
     state_dir.join("handover.sock")
 }
 
+/// A name beside a socket's path that nobody else uses, to be renamed onto it. A process number
+/// would not do: Pods of one node that share the folder have the same ones.
+pub(crate) fn beside(path: &Path) -> PathBuf {
+    let number = RandomState::new().build_hasher().finish() as u32;
+    path.with_extension(format!("{number:08x}.sock"))
+}
+
 /// Takes the place of whoever answered at `path` before. Only the same user may connect.
 ///
 /// # Errors
 /// When the folder does not allow it, or the path is too long.
 pub fn take(path: &Path) -> io::Result<OwnedFd> {
-    let mut fresh = path.as_os_str().to_owned();
-    fresh.push(format!(".{}", std::process::id()));
-    let fresh = PathBuf::from(fresh);
-    let _absent = std::fs::remove_file(&fresh);
+    let fresh = beside(path);
     let socket = packets()?;
     bind(&socket, &SocketAddrUnix::new(&fresh)?)?;
     // Nobody can connect before this, since nobody listens.

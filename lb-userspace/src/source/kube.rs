@@ -32,7 +32,7 @@ mod secrets;
 mod watch;
 
 pub use connect::{ClientOptions, connect};
-pub use memory::{remember_endpoints, remembered_endpoints};
+pub use memory::{remember_endpoints, remember_kubelet_server, remembered_endpoints};
 
 /// How long an API server may take to say who it is.
 const ANSWER_WITHIN: Duration = Duration::from_secs(3);

@@ -4,7 +4,7 @@
 //! without kube-proxy must come up, and then the cluster IP that Pods are told leads nowhere.
 
 use super::ANSWER_WITHIN;
-use super::memory::remembered_endpoints;
+use super::memory::{remembered_endpoints, remembered_kubelet_server};
 use ::kube::config::{KubeConfigOptions, Kubeconfig};
 use ::kube::{Client, Config};
 use anyhow::{Context, bail};
@@ -99,6 +99,7 @@ async fn candidates(options: &ClientOptions) -> anyhow::Result<Vec<Config>> {
         found.kubeconfig = Some(read(path).await?);
     }
     found.flag = options.apiserver.clone();
+    found.kubelet_server = remembered_kubelet_server(&options.state_dir);
     found.remembered =
         remembered_endpoints(&options.state_dir).iter().map(|at| format!("https://{at}")).collect();
     found.candidates()
@@ -116,6 +117,8 @@ struct Found {
     flag: Option<String>,
     kubeconfig: Option<Config>,
     kubelet: Option<Config>,
+    /// Its address alone, where the kubeconfig may not be read.
+    kubelet_server: Option<String>,
     remembered: Vec<String>,
     in_cluster: Option<Config>,
 }
@@ -136,6 +139,7 @@ impl Found {
         for config in [&self.kubeconfig, &self.kubelet].into_iter().flatten() {
             addresses.push((config.cluster_url.to_string(), config.tls_server_name.clone()));
         }
+        addresses.extend(self.kubelet_server.map(|url| (url, None)));
         addresses.extend(self.remembered.into_iter().map(|url| (url, Some(SERVER_NAME.to_owned()))));
         addresses.extend(self.in_cluster.iter().map(|config| (config.cluster_url.to_string(), None)));
 
@@ -179,6 +183,7 @@ mod tests {
             flag: Some("https://flag:1".into()),
             kubeconfig: None,
             kubelet: Some(config("https://kubelet:2", "of-kubelet")),
+            kubelet_server: Some("https://node:3".into()),
             remembered: vec!["https://192.0.2.3:6443".into(), "https://[2001:db8::3]:6443".into()],
             in_cluster: Some(config("https://10.96.0.1", "of-account")),
         };
@@ -189,6 +194,7 @@ mod tests {
             [
                 ("https://flag:1/".to_owned(), account.clone(), None),
                 ("https://kubelet:2/".to_owned(), account.clone(), None),
+                ("https://node:3/".to_owned(), account.clone(), None),
                 ("https://192.0.2.3:6443/".to_owned(), account.clone(), name.clone()),
                 ("https://[2001:db8::3]:6443/".to_owned(), account.clone(), name),
                 ("https://10.96.0.1/".to_owned(), account, None),

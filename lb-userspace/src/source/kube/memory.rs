@@ -12,17 +12,46 @@ use std::path::{Path, PathBuf};
 
 const FILE: &str = "apiservers";
 
-/// Keeps the addresses of the API servers in the state folder, one a line. Replaced as a whole,
-/// so that a reader never sees half.
+/// What the kubelet of this node is told, as far as `weir init-node` found it.
+const KUBELET: &str = "kubelet-apiserver";
+
+/// Keeps the URL of the API server that the node's kubelet uses, for an agent that may not read
+/// the kubelet's files; `None`: it is not known any more.
+///
+/// # Errors
+/// When the folder cannot be written.
+pub fn remember_kubelet_server(state_dir: &Path, url: Option<&str>) -> io::Result<()> {
+    match url {
+        Some(url) => replace(state_dir, KUBELET, &format!("{url}\n")),
+        None => match std::fs::remove_file(state_dir.join(KUBELET)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        },
+    }
+}
+
+/// The URL that was kept, if it is one.
+pub(super) fn remembered_kubelet_server(state_dir: &Path) -> Option<String> {
+    let text = std::fs::read_to_string(state_dir.join(KUBELET)).ok()?;
+    let url = text.trim();
+    url.starts_with("https://").then(|| url.to_owned())
+}
+
+/// Keeps the addresses of the API servers in the state folder, one a line.
 ///
 /// # Errors
 /// When the folder cannot be written.
 pub fn remember_endpoints(state_dir: &Path, addresses: &[SocketAddr]) -> io::Result<()> {
     let text: String = addresses.iter().map(|address| format!("{address}\n")).collect();
+    replace(state_dir, FILE, &text)
+}
+
+/// As a whole, so that a reader never sees half.
+fn replace(state_dir: &Path, name: &str, text: &str) -> io::Result<()> {
     std::fs::create_dir_all(state_dir)?;
-    let new = state_dir.join(format!("{FILE}.new"));
+    let new = state_dir.join(format!("{name}.new"));
     std::fs::write(&new, text)?;
-    std::fs::rename(new, state_dir.join(FILE))
+    std::fs::rename(new, state_dir.join(name))
 }
 
 /// The addresses that were kept; none when there are none or they cannot be read.
