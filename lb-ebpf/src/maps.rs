@@ -3,12 +3,13 @@
 use crate::count;
 use aya_ebpf::Global;
 use aya_ebpf::bindings::{BPF_ANY, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_NOEXIST, bpf_fib_lookup};
-use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, SkStorage};
+use aya_ebpf::btf_maps::lpm_trie::Key;
+use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, SkStorage};
 use aya_ebpf::macros::btf_map;
 use lb_common::abi::{
     Addr, Affinity, AffinityKey, Backend, BackendId, Device, Flow, FlowKey, Frontend, FrontendKey, NetnsKey,
-    NodeAddress, NodeConfig, Peer, PortRange, Reason, ServiceCounters, ServiceId, Settings, SettingsFlags,
-    SocketKey, SocketPeer, TABLE_BLOCK, capacity,
+    NodeAddress, NodeConfig, Peer, PortRange, Prefix, PrefixSet, Reason, ServiceCounters, ServiceId,
+    Settings, SettingsFlags, SocketKey, SocketPeer, TABLE_BLOCK, capacity,
 };
 use lb_common::path::{Place, Scratch, ServiceCount, Tables, split};
 
@@ -61,6 +62,10 @@ pub(crate) static SERVICE_COUNTERS: Array<
     { capacity::SERVICES },
     { BPF_F_MMAPABLE as usize },
 > = Array::new();
+
+/// Keys are [`Prefix`]es: its length, and the rest of it by words.
+#[btf_map]
+pub(crate) static PREFIXES: LpmTrie<[u32; 5], u32, { capacity::PREFIXES }> = LpmTrie::new();
 
 /// Copies a map value by words. A plain assignment becomes a call of the compiler's `memmove`,
 /// which on this target goes byte by byte.
@@ -166,6 +171,12 @@ impl Tables for KernelTables {
     fn put_affinity(&self, key: &AffinityKey, value: &Affinity) {
         // A client that cannot be remembered is served all the same.
         let _ = AFFINITY.insert(key, value, BPF_ANY.into());
+    }
+
+    #[inline(always)]
+    fn holds(&self, set: PrefixSet, addr: &Addr) -> bool {
+        let Prefix { len, set, addr: Addr([a, b, c, d]) } = Prefix::of(set, *addr);
+        PREFIXES.get(&Key::new(len, [set, a, b, c, d])).is_some()
     }
 
     #[inline(always)]

@@ -83,6 +83,8 @@ fn carry_out<const V4: bool>(ctx: &SockAddrContext, call: Call) -> i32 {
             }
             DENY
         }
+        // EPERM is what the hook says by itself, as a firewall in the output path does.
+        Call::Denied => DENY,
     }
 }
 

@@ -116,6 +116,7 @@ impl Agent {
             flows: 1024,
             transient: 1024,
             services: 1024,
+            prefixes: 1024,
         };
         let task = tokio::spawn(weir::agent::serve(
             config,

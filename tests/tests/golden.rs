@@ -34,6 +34,7 @@ const CAPACITY: Capacity = Capacity {
     flows: 100,
     transient: 100,
     services: 100,
+    prefixes: 100,
 };
 
 /// Orders of a case that are tried, at most.
@@ -223,6 +224,7 @@ impl<'a> Agent<'a> {
             name: NODE.into(),
             zone: node.and_then(|node| node.zone.clone()),
             addresses: node.map(|node| node.internal_ips.iter().copied().collect()).unwrap_or_default(),
+            internal_ips: node.map(|node| node.internal_ips.clone()).unwrap_or_default(),
         };
         self.dirty.append(&mut self.model.update(&self.objects, &view, &touched.services));
         let input = L7Input {
@@ -369,6 +371,10 @@ fn spell_port(out: &mut String, key: &PortKey, port: &PortState) {
         let empty = if drops { "(drops)" } else { "(refuses)" };
         let members = members(pick);
         let _ = writeln!(out, "  {name}: {}", if members.is_empty() { empty } else { &members });
+    }
+    if let Some(ranges) = &port.source_ranges {
+        let ranges: Vec<_> = ranges.iter().map(ToString::to_string).collect();
+        let _ = writeln!(out, "  load balancer from: {}", ranges.join(", "));
     }
     let kept = members(|b| !(b.in_cluster_ip || b.in_inside || b.in_outside));
     if !kept.is_empty() {

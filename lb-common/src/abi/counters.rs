@@ -88,6 +88,8 @@ reasons! {
         Loopback = "loopback",
         /// The backend tables name a backend that does not exist.
         StaleTable = "stale_table",
+        /// From a client outside of `loadBalancerSourceRanges` (S51).
+        SourceRange = "source_range",
     }
 }
 

@@ -32,6 +32,7 @@ mod conntrack;
 mod counters;
 mod net;
 mod node;
+mod prefix;
 mod service;
 mod socket;
 
@@ -41,6 +42,7 @@ pub use conntrack::{Flow, FlowFlags, FlowKey, Ticks, timeout};
 pub use counters::{DropReason, PassReason, Reason, ServiceCounters};
 pub use net::{Addr, Be16, Family, Proto};
 pub use node::{Device, NodeAddress, NodeConfig, PortRange, Settings, SettingsFlags};
+pub use prefix::{Prefix, PrefixSet};
 pub use service::{Frontend, FrontendFlags, FrontendKey, ServiceId, Table};
 pub use socket::{Peer, SocketKey, SocketPeer};
 
@@ -78,8 +80,10 @@ pub mod map {
     pub const COUNTERS: &str = "COUNTERS";
     /// [`super::ServiceId`] → [`super::ServiceCounters`]; an mmappable array.
     pub const SERVICE_COUNTERS: &str = "SERVICE_COUNTERS";
+    /// [`super::Prefix`] → 1: sets of addresses, looked up by the longest prefix.
+    pub const PREFIXES: &str = "PREFIXES";
     /// Every map that outlives an agent.
-    pub const PINNED: [&str; 14] = [
+    pub const PINNED: [&str; 15] = [
         FRONTENDS,
         BACKENDS,
         TABLES,
@@ -94,6 +98,7 @@ pub mod map {
         NODE,
         COUNTERS,
         SERVICE_COUNTERS,
+        PREFIXES,
     ];
 }
 
@@ -114,4 +119,5 @@ pub mod capacity {
     pub const NODE_ADDRESSES: usize = 4_096;
     pub const DEVICES: usize = 4_096;
     pub const SERVICES: usize = 65_536;
+    pub const PREFIXES: usize = 65_536;
 }

@@ -71,6 +71,8 @@ impl FrontendFlags {
     pub const INSIDE_DROPS: Self = Self(1 << 4);
     /// An empty `outside` table drops instead of refusing (S37).
     pub const OUTSIDE_DROPS: Self = Self(1 << 5);
+    /// Only clients out of the Service's set of [prefixes](super::Prefix) may use it (S51).
+    pub const SOURCE_RANGES: Self = Self(1 << 6);
 }
 
 super::bits!(FrontendFlags);

@@ -37,6 +37,11 @@ pub(super) fn ingress<P: Packet, T: Tables, N: Network>(
     if flags.has(FrontendFlags::RETIRED) || belongs_to_host(parsed, network, &scratch.own.key, flags) {
         return Step::Done(Verdict::Pass(PassReason::NoService));
     }
+    // Whoever has a flow goes on: ranges are asked about new ones, as netfilter's state is (S51).
+    if flags.has(FrontendFlags::SOURCE_RANGES) && !tables.holds(service, &scratch.own.key.source) {
+        tables.count_service(service, ServiceCount::Dropped);
+        return Step::Done(Verdict::Drop(DropReason::SourceRange));
+    }
     match open(tables, network, scratch, from) {
         None => {
             tables.count_service(service, ServiceCount::PacketFlow);

@@ -19,8 +19,8 @@ pub use select::{Choice, flow_hash, split};
 
 use crate::abi::{
     Addr, Affinity, AffinityKey, Backend, BackendId, Be16, Device, DropReason, Flow, FlowKey, Frontend,
-    FrontendFlags, FrontendKey, NodeAddress, NodeConfig, PassReason, Proto, Reason, ServiceId, Settings,
-    Ticks,
+    FrontendFlags, FrontendKey, NodeAddress, NodeConfig, PassReason, PrefixSet, Proto, Reason, ServiceId,
+    Settings, Ticks,
 };
 use crate::packet::{Answered, Packet, Parsed, parse, refuse};
 use bytemuck::{Pod, Zeroable};
@@ -88,6 +88,8 @@ pub trait Tables {
     fn slot(&self, block: u32, index: u32) -> Option<BackendId>;
     fn affinity(&self, key: &AffinityKey) -> Option<Affinity>;
     fn put_affinity(&self, key: &AffinityKey, value: &Affinity);
+    /// Whether a set of prefixes holds an address.
+    fn holds(&self, set: PrefixSet, addr: &Addr) -> bool;
 
     /// Copies a flow in one of the two places to `into`; false when it is not there.
     fn flow(&self, place: Place, key: &FlowKey, into: &mut Flow) -> bool;

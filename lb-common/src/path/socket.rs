@@ -46,6 +46,8 @@ pub enum Call {
     Translated(Remote),
     /// Fails with ECONNREFUSED.
     Refused,
+    /// Fails with EPERM.
+    Denied,
 }
 
 /// connect() of a TCP or UDP socket.
@@ -55,6 +57,9 @@ pub fn connect<T: Tables, S: Sockets>(tables: &T, sockets: &S, to: Remote, proto
         Some(frontend) => frontend,
         None => return Call::Untouched,
     };
+    if let Some(call) = fenced(tables, sockets, &frontend, to.addr.is_v4()) {
+        return call;
+    }
     match choose(tables, sockets, &frontend, &to) {
         Ok((id, backend)) => {
             sockets.put_peer(&Peer {
@@ -78,6 +83,9 @@ pub fn sendmsg<T: Tables, S: Sockets>(tables: &T, sockets: &S, to: Remote) -> Ca
         Some(frontend) => frontend,
         None => return Call::Untouched,
     };
+    if let Some(call) = fenced(tables, sockets, &frontend, to.addr.is_v4()) {
+        return call;
+    }
     let cookie = sockets.cookie();
     let mut key = SocketKey { cookie, addr: to.addr, port: to.port, proto: Proto::UDP, reverse: 0, pad: 0 };
     if let Some(known) = sockets.datagram(&key) {
@@ -147,6 +155,27 @@ fn lookup<T: Tables>(tables: &T, to: Remote, proto: Proto) -> Option<Frontend> {
     let mut frontend = Frontend::zeroed();
     let found = lookup_frontend(tables, &to.addr, to.port, proto, &mut frontend);
     if !found || frontend.flags.has(FrontendFlags::RETIRED) { None } else { Some(frontend) }
+}
+
+/// What becomes of a call to a frontend with source ranges (S51), if that is decided by them.
+///
+/// A pod's address is not known here for certain, so its packets are judged. What leaves the
+/// host by itself meets no such hook: it counts as the node's primary address.
+#[inline(always)]
+fn fenced<T: Tables, S: Sockets>(tables: &T, sockets: &S, frontend: &Frontend, v4: bool) -> Option<Call> {
+    if !frontend.flags.has(FrontendFlags::SOURCE_RANGES) {
+        return None;
+    }
+    if sockets.netns() != tables.settings().host_netns_cookie {
+        return Some(Call::Untouched);
+    }
+    let node = tables.node();
+    if tables.holds(frontend.service, if v4 { &node.v4 } else { &node.v6 }) {
+        return None;
+    }
+    tables.count(DropReason::SourceRange.slot());
+    tables.count_service(frontend.service, ServiceCount::Dropped);
+    Some(Call::Denied)
 }
 
 #[inline(always)]

@@ -109,6 +109,7 @@ fn capacity(conntrack_max: Option<u32>) -> Capacity {
         // Preallocated by the kernel, unlike the others.
         transient: (entries / 8).clamp(capacity::TRANSIENT as u32, 262_144),
         services: capacity::SERVICES as u32,
+        prefixes: capacity::PREFIXES as u32,
     }
 }
 

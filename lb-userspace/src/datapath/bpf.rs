@@ -4,6 +4,7 @@ use super::gc::{FlowSweeper, Used};
 use super::hash::Hash;
 use super::loader::{LoadOptions, Loaded, data};
 use super::pod::Raw;
+use super::prefixes::Prefixes;
 use super::{Capacity, Datapath, Hook, LinkPlan, MapFill, NodeFacts, OpError, Programmed, Sweeper, sys};
 use crate::plan::op::Op;
 use anyhow::{Context, Result};
@@ -30,6 +31,7 @@ pub struct Bpf {
     affinity: Hash<AffinityKey, Affinity>,
     addresses: Hash<Addr, NodeAddress>,
     devices: Hash<u32, Device>,
+    prefixes: Prefixes,
     node: Array<MapData, Raw<NodeConfig>>,
     counters: PerCpuArray<MapData, u64>,
     service_counters: sys::Mapped<ServiceCounters>,
@@ -58,6 +60,7 @@ impl Bpf {
         let frontends = hash(&mut loaded, map::FRONTENDS)?;
         let flows = hash(&mut loaded, map::FLOWS)?;
         let transient = hash(&mut loaded, map::TRANSIENT)?;
+        let prefixes = Prefixes::new(loaded.take_map(map::PREFIXES)?)?;
         // An older agent's maps may have other sizes than we would choose: theirs count.
         let capacity = Capacity {
             frontends: frontends.capacity(),
@@ -66,6 +69,7 @@ impl Bpf {
             flows: flows.capacity(),
             transient: transient.capacity(),
             services: service_counters.len() as u32,
+            prefixes: prefixes.capacity(),
         };
         Ok(Self {
             affinity: hash(&mut loaded, map::AFFINITY)?,
@@ -75,6 +79,7 @@ impl Bpf {
             counters: loaded.take_map(map::COUNTERS)?.try_into()?,
             loaded,
             capacity,
+            prefixes,
             frontends,
             backends,
             tables,
@@ -103,6 +108,8 @@ impl Bpf {
             Op::WriteTable { block, ids } => self.write_table(*block, ids),
             Op::PutFrontend(key, frontend) => self.frontends.put(key, frontend),
             Op::DeleteFrontend(key) => self.frontends.remove(key).map(drop),
+            Op::PutPrefix(prefix) => self.prefixes.put(prefix),
+            Op::DeletePrefix(prefix) => self.prefixes.remove(prefix),
             Op::DeleteService(service) => {
                 self.service_counters.set(*service as usize, ServiceCounters::default());
                 Ok(())
@@ -157,7 +164,8 @@ impl Datapath for Bpf {
     }
 
     fn read(&mut self) -> Result<Programmed> {
-        let mut programmed = Programmed::default();
+        let prefixes = self.prefixes.all().context("read the prefixes")?;
+        let mut programmed = Programmed { prefixes, ..Programmed::default() };
         self.frontends
             .for_each(|key, frontend| {
                 programmed.frontends.insert(*key, *frontend);

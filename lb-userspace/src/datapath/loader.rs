@@ -467,7 +467,8 @@ fn load_object(options: &LoadOptions, pins: Option<&Path>) -> Result<Ebpf> {
         pad: 0,
     };
     let bytes = bytemuck::bytes_of(&settings);
-    let Capacity { frontends, backends, table_blocks, flows, transient, services } = options.capacity;
+    let Capacity { frontends, backends, table_blocks, flows, transient, services, prefixes } =
+        options.capacity;
     let mut loader = EbpfLoader::new();
     loader
         .verifier_log_level(if options.verbose {
@@ -482,7 +483,8 @@ fn load_object(options: &LoadOptions, pins: Option<&Path>) -> Result<Ebpf> {
         .map_max_entries(map::TABLES, table_blocks)
         .map_max_entries(map::FLOWS, flows)
         .map_max_entries(map::TRANSIENT, transient)
-        .map_max_entries(map::SERVICE_COUNTERS, services);
+        .map_max_entries(map::SERVICE_COUNTERS, services)
+        .map_max_entries(map::PREFIXES, prefixes);
     if let Some(dir) = pins {
         for name in map::PINNED {
             loader.map_pin_path(name, dir.join(name));
@@ -512,6 +514,7 @@ fn check_layout(ebpf: &mut Ebpf) -> Result<()> {
         (map::NODE, pair::<u32, a::NodeConfig>()),
         (map::COUNTERS, pair::<u32, u64>()),
         (map::SERVICE_COUNTERS, pair::<u32, a::ServiceCounters>()),
+        (map::PREFIXES, pair::<a::Prefix, u32>()),
     ] {
         let info = data(ebpf.map(name).with_context(|| format!("the object has no map {name}"))?)?.info()?;
         if (info.key_size(), info.value_size()) != (key, value) {
@@ -533,6 +536,7 @@ pub(super) fn data(map: &Map) -> Result<&MapData> {
     | Map::LruHashMap(data)
     | Map::PerCpuArray(data)
     | Map::SkStorage(data)
+    | Map::LpmTrie(data)
     | Map::Unsupported(data) = map
     {
         Ok(data)
@@ -567,6 +571,7 @@ pub fn verify_report() -> Result<Vec<ProgramReport>> {
             flows: 64,
             transient: 64,
             services: 64,
+            prefixes: 64,
         },
         log_level: 0,
         clsact: false,

@@ -10,16 +10,17 @@ mod hash;
 pub mod loader;
 pub mod log;
 mod pod;
+mod prefixes;
 pub mod sim;
 mod sys;
 
 use crate::plan::op::Op;
 use lb_common::abi::{
     AffinityKey, Backend, BackendId, Device, Flow, FlowKey, Frontend, FrontendKey, NodeAddress, NodeConfig,
-    ServiceCounters, ServiceId, Table,
+    Prefix, ServiceCounters, ServiceId, Table,
 };
 use serde::Serialize;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What the maps hold, as read back at start.
 #[derive(Clone, PartialEq, Debug, Default)]
@@ -27,6 +28,7 @@ pub struct Programmed {
     pub frontends: BTreeMap<FrontendKey, Frontend>,
     /// Live backends; free ids are absent.
     pub backends: BTreeMap<BackendId, Backend>,
+    pub prefixes: BTreeSet<Prefix>,
 }
 
 /// Sizes of the maps, in entries.
@@ -38,6 +40,7 @@ pub struct Capacity {
     pub flows: u32,
     pub transient: u32,
     pub services: u32,
+    pub prefixes: u32,
 }
 
 /// Why one operation failed.

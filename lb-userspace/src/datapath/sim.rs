@@ -9,10 +9,10 @@ use super::{Capacity, Datapath, MapFill, NodeFacts, OpError, Programmed, Sweep, 
 use crate::plan::op::Op;
 use lb_common::abi::{
     AffinityKey, Backend, BackendFlags, BackendId, Flow, FlowFlags, FlowKey, Frontend, FrontendFlags,
-    FrontendKey, ServiceCounters, ServiceId, TABLE_BLOCK, Table, Ticks, map, timeout,
+    FrontendKey, Prefix, ServiceCounters, ServiceId, TABLE_BLOCK, Table, Ticks, map, timeout,
 };
 use path::Memory;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 pub mod path;
@@ -27,6 +27,7 @@ pub struct Sim {
     pub backends: BTreeMap<BackendId, Backend>,
     /// Blocks that were ever written.
     pub tables: BTreeMap<u32, [BackendId; TABLE_BLOCK]>,
+    pub prefixes: BTreeSet<Prefix>,
     pub node: Option<NodeFacts>,
     /// What the packet path remembers.
     pub memory: Memory,
@@ -41,6 +42,7 @@ impl Sim {
             frontends: BTreeMap::new(),
             backends: BTreeMap::new(),
             tables: BTreeMap::new(),
+            prefixes: BTreeSet::new(),
             node: None,
             memory: Memory::default(),
             fail_every: None,
@@ -86,6 +88,16 @@ impl Sim {
             }
             Op::DeleteBackend(id) => {
                 self.backends.remove(id);
+            }
+            Op::PutPrefix(prefix) => {
+                let full = self.prefixes.len() >= self.capacity.prefixes as usize;
+                if full && !self.prefixes.contains(prefix) {
+                    return Err(OpError::Full { map: map::PREFIXES, capacity: self.capacity.prefixes });
+                }
+                self.prefixes.insert(*prefix);
+            }
+            Op::DeletePrefix(prefix) => {
+                self.prefixes.remove(prefix);
             }
             Op::DeleteService(id) => {
                 self.memory.services.borrow_mut().remove(id);
@@ -154,6 +166,16 @@ impl Sim {
             .collect();
         lines.sort();
         out.extend(lines.into_iter().map(|(.., line)| line));
+        let mut lines: Vec<_> = self
+            .prefixes
+            .iter()
+            .map(|prefix| {
+                let name = names.get(&prefix.set).copied().unwrap_or(0);
+                format!("S{name} from {}/{}\n", prefix.addr, prefix.bits())
+            })
+            .collect();
+        lines.sort();
+        out.extend(lines);
         out
     }
 
@@ -193,6 +215,7 @@ fn spell_flags(flags: FrontendFlags) -> String {
         (FrontendFlags::RETIRED, "retired"),
         (FrontendFlags::INSIDE_DROPS, "inside-drops"),
         (FrontendFlags::OUTSIDE_DROPS, "outside-drops"),
+        (FrontendFlags::SOURCE_RANGES, "source-ranges"),
     ];
     let set: Vec<_> = names.into_iter().filter(|(flag, _)| flags.has(*flag)).map(|(_, name)| name).collect();
     set.join(" ")
@@ -233,7 +256,11 @@ impl Datapath for Sim {
     }
 
     fn read(&mut self) -> anyhow::Result<Programmed> {
-        Ok(Programmed { frontends: self.frontends.clone(), backends: self.backends.clone() })
+        Ok(Programmed {
+            frontends: self.frontends.clone(),
+            backends: self.backends.clone(),
+            prefixes: self.prefixes.clone(),
+        })
     }
 
     fn apply(&mut self, ops: &[Op]) -> Vec<Result<(), OpError>> {

@@ -17,7 +17,7 @@ use crate::problem::ObjectKey;
 use ipnet::IpNet;
 use lb_common::abi::{
     Addr, AffinityKey, Backend, BackendFlags, BackendId, Be16, DropReason, Frontend, FrontendFlags,
-    FrontendKey, Proto, Table,
+    FrontendKey, Prefix, Proto, Table,
 };
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -43,7 +43,7 @@ pub enum Outcome {
     Served,
     /// At once, so that the client knows (S35).
     Refused,
-    /// In silence (S37).
+    /// In silence (S37, S51).
     Dropped,
     /// No frontend: the packet goes on untouched.
     NotBalanced,
@@ -240,7 +240,14 @@ fn matched(
     }
     endpoints.sort_by(|a, b| (!a.chosen_from, &a.address).cmp(&(!b.chosen_from, &b.address)));
     let drops = if client.inside { FrontendFlags::INSIDE_DROPS } else { FrontendFlags::OUTSIDE_DROPS };
-    let (outcome, reason) = if table.count == 0 && flags.has(drops) {
+    let fenced_out = flags.has(FrontendFlags::SOURCE_RANGES)
+        && client.address.as_ref().and_then(|text| text.parse::<IpAddr>().ok()).is_some_and(|ip| {
+            let held = |prefix: &Prefix| prefix.contains(frontend.service, &ip.into());
+            !view.programmed.prefixes.iter().any(held)
+        });
+    let (outcome, reason) = if fenced_out {
+        (Outcome::Dropped, Some(DropReason::SourceRange.label()))
+    } else if table.count == 0 && flags.has(drops) {
         (Outcome::Dropped, Some(DropReason::NoLocalEndpoint.label()))
     } else if table.count == 0 {
         (Outcome::Refused, Some(DropReason::NoEndpoint.label()))
@@ -279,6 +286,7 @@ fn matched(
         outcome,
         reason,
         proto: key.proto,
+        ranges: flags.has(FrontendFlags::SOURCE_RANGES),
     };
     story::matched(view, target, parts, from)
 }

@@ -19,10 +19,12 @@ pub(super) struct Matched {
     pub(super) outcome: Outcome,
     pub(super) reason: Option<&'static str>,
     pub(super) proto: Proto,
+    /// Source ranges say who may come.
+    pub(super) ranges: bool,
 }
 
 pub(super) fn matched(view: &View<'_>, target: &Target, parts: Matched, from: Option<IpAddr>) -> Explanation {
-    let Matched { client, frontend, endpoints, chosen, remembered, outcome, reason, proto } = parts;
+    let Matched { client, frontend, endpoints, chosen, remembered, outcome, reason, proto, ranges } = parts;
     let named = if frontend.port_name.is_empty() {
         String::new()
     } else {
@@ -46,6 +48,12 @@ pub(super) fn matched(view: &View<'_>, target: &Target, parts: Matched, from: Op
             }
         },
     ];
+    if ranges && outcome == Outcome::Served {
+        steps.push(match client.address {
+            Some(_) => "The Service's loadBalancerSourceRanges let this client in.".into(),
+            None => "The Service has loadBalancerSourceRanges: say by --from who asks.".into(),
+        });
+    }
     let mut choice = None;
     let mut translation = None;
     match outcome {
@@ -77,6 +85,9 @@ pub(super) fn matched(view: &View<'_>, target: &Target, parts: Matched, from: Op
             0 => "No usable endpoint exists anywhere: the client is refused at once (ECONNREFUSED at connect(), port unreachable or reset on the wire).".to_string(),
             n => format!("None of its {n} endpoints takes new flows: the client is refused at once."),
         }),
+        Outcome::Dropped if reason == Some("source_range") => steps.push(
+            "The Service's loadBalancerSourceRanges do not hold this client: dropped in silence (a program of the host gets EPERM).".into(),
+        ),
         Outcome::Dropped | Outcome::NotBalanced => steps.push(if reason == Some("stale_table") {
             "The backend table names backends that do not exist: dropped. This is a fault; the next check repairs it.".to_string()
         } else {

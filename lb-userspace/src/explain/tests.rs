@@ -108,6 +108,7 @@ impl World {
             frontends,
             backends: states.collect(),
             affinity_seconds: 0,
+            source_ranges: None,
             cluster_ip_drops: false,
             inside_drops: false,
             outside_drops: false,

@@ -14,6 +14,9 @@ pub(super) const FRONTENDS: usize = 10_000;
 /// Backends of one Service, counted over its ports and families.
 pub(super) const BACKENDS: usize = 10_000;
 
+/// Source ranges of one Service, counted over its ports and families.
+pub(super) const RANGES: usize = 2_000;
+
 /// Endpoints that are looked at for one Service, counted in the same way: not all of them serve,
 /// and one may be listed twice.
 pub(super) const VISITS: usize = 10 * BACKENDS;

@@ -7,6 +7,7 @@
 use crate::problem::{ObjectKey, Problem};
 use crate::source::Objects;
 use claims::Claims;
+use ipnet::IpNet;
 use lb_common::abi::{Addr, Family, Proto};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -17,6 +18,7 @@ pub mod l7;
 mod limits;
 mod options;
 mod policy;
+mod ranges;
 pub mod routes;
 mod service;
 #[cfg(test)]
@@ -79,6 +81,8 @@ pub struct PortState {
     /// Sorted; no two equal address and port. Those in no set are there only while they serve.
     pub backends: Vec<BackendState>,
     pub affinity_seconds: u32,
+    /// Who may use load-balancer addresses; `None`: everybody (S51).
+    pub source_ranges: Option<BTreeSet<IpNet>>,
     /// An empty set drops (endpoints exist elsewhere, S37) instead of refusing (S35).
     pub cluster_ip_drops: bool,
     pub inside_drops: bool,
@@ -99,6 +103,8 @@ pub struct NodeView {
     pub zone: Option<String>,
     /// The node's own addresses: no frontend takes a protected port of theirs (H36).
     pub addresses: BTreeSet<IpAddr>,
+    /// What the Node object says are its addresses inside the cluster.
+    pub internal_ips: Vec<IpAddr>,
 }
 
 /// The answers for all Services, and who holds which address.

@@ -6,13 +6,13 @@
 use super::claims::{Asked, Claim, Claims};
 use super::endpoints::Offers;
 use super::limits;
+use super::ranges::Ranges;
 use super::{
     FrontendKind, FrontendState, ModelOptions, NodeView, PortKey, PortState, ServiceState, endpoints, policy,
 };
 use crate::address::special;
 use crate::problem::{Kind, ObjectKey, ObjectRef, Problem, bounded};
 use crate::source::{Objects, Service, ServicePort, ServiceType, TrafficPolicy};
-use ipnet::IpNet;
 use lb_common::abi::{Addr, Family, Proto};
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
@@ -84,6 +84,19 @@ pub(super) fn build(
             });
         }
     }
+    let ranges = Ranges::of(service, node);
+    problems.extend(ranges.problems(service).into_iter().map(|reason| {
+        let field = "spec.loadBalancerSourceRanges";
+        problem(service, field, reason)
+    }));
+    let guarded = granted.values().filter(|found| has_balanced(found)).count();
+    if ranges.are_too_many(guarded) {
+        let reason = format!(
+            "more than {} ranges, counted over all ports: only the first ones let clients in",
+            limits::RANGES
+        );
+        problems.push(problem(service, "spec.loadBalancerSourceRanges", reason));
+    }
     let offers = Offers::of(&slices);
     let offered: usize =
         granted.keys().map(|&(index, family)| offers.count(&service.ports[index], family)).sum();
@@ -95,8 +108,10 @@ pub(super) fn build(
         let decision = policy::decide(&found, service, node);
         let port_key =
             PortKey { service: key.clone(), port_name: port.name.clone(), proto: port.proto, family };
+        let source_ranges = if has_balanced(&frontends) { ranges.of_family(family, guarded) } else { None };
         let port_state = PortState {
             frontends,
+            source_ranges,
             backends: decision.backends,
             affinity_seconds: service.affinity_seconds.unwrap_or(0),
             cluster_ip_drops: decision.cluster_ip_drops,
@@ -115,6 +130,10 @@ pub(super) fn build(
     state.problems.append(&mut problems);
     state.problems = told(state.problems);
     Some(state)
+}
+
+fn has_balanced(frontends: &[FrontendState]) -> bool {
+    frontends.iter().any(|frontend| frontend.kind == FrontendKind::LoadBalancer)
 }
 
 /// Each Problem once, and not too many of one object.
@@ -303,10 +322,6 @@ impl Frontends {
     }
 
     /// Those of the status addresses that are served (S15).
-    ///
-    /// `loadBalancerSourceRanges` are not enforced by this data path. A firewall that is
-    /// silently ignored is worse than an address that does not answer, so the addresses of a
-    /// family that has ranges are left out. No range of a family, or /0, allows all (S51).
     fn load_balancer_ips(
         &mut self,
         service: &Service,
@@ -315,32 +330,16 @@ impl Frontends {
         if service.kind != ServiceType::LoadBalancer {
             return Vec::new();
         }
-        let restricted = restricted_families(&service.source_ranges);
         let mut kept = Vec::new();
-        let mut closed = BTreeSet::new();
         for &ip in &service.load_balancer_ips {
-            if let Some(reason) = unfit(ip, families) {
-                let reason = format!("{ip}: {reason}: not programmed");
-                self.tell(service, "status.loadBalancer.ingress", reason);
-            } else if restricted.contains(&Addr::from(ip).family()) {
-                closed.insert(ip);
-            } else {
-                kept.push(ip);
-            }
-        }
-        if !restricted.is_empty() {
-            let shut = match closed.len() {
-                0 => "any address of that family that it gets".to_owned(),
-                _ => closed.iter().map(IpAddr::to_string).collect::<Vec<_>>().join(", "),
-            };
-            self.tell(
-                service,
-                "spec.loadBalancerSourceRanges",
-                format!(
-                    "source ranges are not enforced by this version; rather than open the Service to everybody, \
-                     load balancer addresses with ranges are not programmed: {shut}"
+            match unfit(ip, families) {
+                Some(reason) => self.tell(
+                    service,
+                    "status.loadBalancer.ingress",
+                    format!("{ip}: {reason}: not programmed"),
                 ),
-            );
+                None => kept.push(ip),
+            }
         }
         kept
     }
@@ -397,27 +396,6 @@ fn unfit(ip: IpAddr, families: &BTreeMap<Family, (IpAddr, String)>) -> Option<St
     }
     let family = Addr::from(ip).family();
     (!families.contains_key(&family)).then(|| format!("the Service has no {family} ClusterIP"))
-}
-
-/// Families in which the ranges allow less than everybody. One that cannot be read restricts both.
-fn restricted_families(ranges: &[String]) -> BTreeSet<Family> {
-    let mut restricted = BTreeSet::new();
-    let mut open = BTreeSet::new();
-    for range in ranges {
-        match range.trim().parse::<IpNet>() {
-            Ok(net) => {
-                let family = Addr::from(net.addr()).family();
-                if net.prefix_len() == 0 {
-                    open.insert(family)
-                } else {
-                    restricted.insert(family)
-                };
-            }
-            Err(_) => restricted.extend([Family::V4, Family::V6]),
-        }
-    }
-    restricted.retain(|family| !open.contains(family));
-    restricted
 }
 
 fn problem(service: &Service, field: impl Into<String>, reason: impl Into<String>) -> Problem {

@@ -15,7 +15,12 @@ fn key(name: &str) -> ObjectKey {
 }
 
 fn node() -> NodeView {
-    NodeView { name: "here".into(), zone: Some("a".into()), addresses: ["192.0.2.1".parse().unwrap()].into() }
+    NodeView {
+        name: "here".into(),
+        zone: Some("a".into()),
+        addresses: ["192.0.2.1".parse().unwrap()].into(),
+        internal_ips: vec!["192.0.2.1".parse().unwrap()],
+    }
 }
 
 fn tcp(name: &str, port: u16, node_port: u16) -> ServicePort {
@@ -445,28 +450,6 @@ fn external_ips_can_be_switched_off_or_fenced() {
         let state = model.state(&key("a")).unwrap();
         assert_eq!(only_port(state).frontends.len(), frontends, "{setting:?}");
         assert_eq!(state.problems.len(), problems, "{setting:?}");
-    }
-}
-
-#[test]
-fn source_ranges_close_the_load_balancer_addresses_of_their_family() {
-    for (ranges, kept) in [
-        (&[][..], 2),
-        (&["10.0.0.0/8"][..], 1),
-        (&["10.0.0.0/8", " 0.0.0.0/0 "][..], 2),
-        (&["fd00::/8", "10.0.0.0/8"][..], 0),
-        (&["nonsense"][..], 0),
-    ] {
-        let mut s = service("a", "10.96.0.1");
-        s.cluster_ips.push("fd00::1".parse().unwrap());
-        s.kind = ServiceType::LoadBalancer;
-        s.load_balancer_ips = ["203.0.113.1", "2001:db8::1"].map(|i| i.parse().unwrap()).into();
-        s.source_ranges = ranges.iter().map(|&r| r.into()).collect();
-        let state = alone(s, &[]);
-        let balanced = state.ports.values().flat_map(|p| &p.frontends);
-        let balanced = balanced.filter(|f| f.kind == FrontendKind::LoadBalancer).count();
-        assert_eq!(balanced, kept, "{ranges:?}");
-        assert_eq!(state.problems.len(), usize::from(kept < 2), "{ranges:?}: {:?}", state.problems);
     }
 }
 

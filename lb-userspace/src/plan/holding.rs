@@ -2,7 +2,7 @@
 
 use super::maglev::Member;
 use crate::model::PortKey;
-use lb_common::abi::{Addr, BackendId, FrontendKey, Table};
+use lb_common::abi::{Addr, BackendId, FrontendKey, Prefix, Table};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Everything under one Service id: of a Service port, of one that is gone but whose
@@ -18,12 +18,18 @@ pub(super) struct Holding {
     pub(super) tables: Vec<Stored>,
     /// Frontends in the maps that name this id, retired ones included.
     pub(super) frontends: BTreeSet<FrontendKey>,
+    /// Source ranges in the maps.
+    pub(super) prefixes: BTreeSet<Prefix>,
 }
 
 impl Holding {
     /// Nothing in the maps refers to the id any more.
     pub(super) fn is_spent(&self) -> bool {
-        self.port.is_none() && self.backends.is_empty() && self.frontends.is_empty() && self.tables.is_empty()
+        self.port.is_none()
+            && self.backends.is_empty()
+            && self.frontends.is_empty()
+            && self.tables.is_empty()
+            && self.prefixes.is_empty()
     }
 }
 

@@ -8,8 +8,8 @@ use crate::datapath::{Capacity, Programmed};
 use crate::model::{PortKey, ServiceState};
 use crate::problem::{ObjectKey, Problem, bounded};
 use lb_common::abi::{
-    Addr, Backend, BackendId, Family, Frontend, FrontendFlags, FrontendKey, PortRange, Proto, ServiceId,
-    Table,
+    Addr, Backend, BackendId, Family, Frontend, FrontendFlags, FrontendKey, PortRange, Prefix, Proto,
+    ServiceId, Table,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -93,6 +93,9 @@ impl Planner {
         for (id, backend) in &programmed.backends {
             let holding = self.holdings.entry(backend.service).or_default();
             holding.backends.entry((backend.addr, backend.port.get())).or_insert(*id);
+        }
+        for prefix in &programmed.prefixes {
+            self.holdings.entry(prefix.set).or_default().prefixes.insert(*prefix);
         }
         self.service_ids.restore(&self.holdings.keys().copied().collect(), now);
         self.backend_ids.restore(&programmed.backends.keys().copied().collect(), now);
@@ -199,6 +202,15 @@ impl Planner {
                 }
                 touched.insert(backend.service);
             }
+            Op::PutPrefix(prefix) => {
+                self.holdings.entry(prefix.set).or_default().prefixes.insert(*prefix);
+            }
+            Op::DeletePrefix(prefix) => {
+                if let Some(holding) = self.holdings.get_mut(&prefix.set) {
+                    holding.prefixes.remove(prefix);
+                }
+                touched.insert(prefix.set);
+            }
             Op::DeleteService(id) => {
                 if self.spent.remove(id) {
                     self.holdings.remove(id);
@@ -243,7 +255,7 @@ impl Planner {
             keep
         });
         let live = holding.frontends.iter().any(|key| !self.retired.contains_key(key));
-        if holding.leaving && !live && holding.backends.is_empty() {
+        if holding.leaving && !live && holding.backends.is_empty() && holding.prefixes.is_empty() {
             holding.leaving = false;
             if let Some(port) = holding.port.take() {
                 self.ports.remove(&port);
@@ -254,7 +266,7 @@ impl Planner {
         }
     }
 
-    /// After the first complete round: retires the frontends and deletes the backends that
+    /// After the first complete round: retires the frontends and deletes backends and ranges that
     /// nobody claimed, of Services that went away while no agent ran (S8, S80).
     ///
     /// To be carried out like a plan, and asked for again until it is empty.
@@ -271,6 +283,8 @@ impl Planner {
             let kept = self.holdings.get(&backend.service).and_then(|holding| holding.backends.get(&key));
             (unclaimed(&backend.service) || kept != Some(id)).then_some(Op::DeleteBackend(*id))
         }));
+        let left = self.prefixes().filter(|prefix| unclaimed(&prefix.set));
+        ops.extend(left.map(|prefix| Op::DeletePrefix(*prefix)));
         ops
     }
 
@@ -320,6 +334,11 @@ impl Planner {
         &self.backends
     }
 
+    /// Source ranges as applied.
+    pub fn prefixes(&self) -> impl Iterator<Item = &Prefix> {
+        self.holdings.values().flat_map(|holding| &holding.prefixes)
+    }
+
     /// The id of a Service port.
     pub fn service_id(&self, port: &PortKey) -> Option<ServiceId> {
         self.ports.get(port).copied()
@@ -360,9 +379,9 @@ pub(super) fn retire(frontend: &Frontend) -> Frontend {
 /// restart a table may be written where a frontend already reads it.
 fn step(op: &Op) -> u8 {
     match op {
-        Op::PutBackend(..) => 0,
+        Op::PutBackend(..) | Op::PutPrefix(_) => 0,
         Op::WriteTable { .. } => 1,
         Op::PutFrontend(..) | Op::DeleteFrontend(_) => 2,
-        Op::DeleteBackend(_) | Op::DeleteService(_) => 3,
+        Op::DeleteBackend(_) | Op::DeletePrefix(_) | Op::DeleteService(_) => 3,
     }
 }

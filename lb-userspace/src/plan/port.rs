@@ -7,7 +7,8 @@ use super::planner::{Draft, Planner, retire};
 use crate::model::{BackendState, FrontendKind, FrontendState, PortKey, PortState};
 use crate::problem::{Kind, ObjectRef, Problem};
 use lb_common::abi::{
-    Backend, BackendFlags, BackendId, Be16, Frontend, FrontendFlags, FrontendKey, Proto, ServiceId, Table,
+    Backend, BackendFlags, BackendId, Be16, Frontend, FrontendFlags, FrontendKey, Prefix, Proto, ServiceId,
+    Table,
 };
 use std::collections::BTreeSet;
 
@@ -22,6 +23,7 @@ impl Planner {
             return draft.problems.push(full(key, reason));
         };
         let members = self.plan_backends(id, key, state, now, draft);
+        self.plan_ranges(id, state, draft);
         match self.plan_tables(id, key, state, &members, now, draft) {
             Some(tables) => {
                 self.plan_frontends(id, key, state, &tables, draft);
@@ -47,10 +49,12 @@ impl Planner {
             frontends: Vec::new(),
             backends: Vec::new(),
             affinity_seconds: 0,
+            source_ranges: None,
             cluster_ip_drops: false,
             inside_drops: false,
             outside_drops: false,
         };
+        self.plan_ranges(id, &nobody, draft);
         self.plan_departures(id, &nobody, now, draft);
         self.settle(id, now);
     }
@@ -120,6 +124,17 @@ impl Planner {
             draft.problems.push(full(key, reason));
         }
         members
+    }
+
+    /// Source ranges: the new ones before a frontend asks for them, those that are gone at last,
+    /// so that nobody who may is turned away in between (S51).
+    fn plan_ranges(&self, id: ServiceId, state: &PortState, draft: &mut Draft) {
+        let Some(holding) = self.holdings.get(&id) else { return };
+        let ranges = state.source_ranges.iter().flatten();
+        let wanted: BTreeSet<Prefix> =
+            ranges.map(|net| Prefix::new(id, net.network().into(), net.prefix_len())).collect();
+        draft.backends.extend(wanted.difference(&holding.prefixes).map(|prefix| Op::PutPrefix(*prefix)));
+        draft.clear.extend(holding.prefixes.difference(&wanted).map(|prefix| Op::DeletePrefix(*prefix)));
     }
 
     /// The tables of the three sets, `None` when there is no room. Equal sets share one.
@@ -263,6 +278,11 @@ impl Planner {
                 FrontendKind::NodePort => {
                     (external.with(FrontendFlags::NODE_PORT), tables.inside, tables.outside)
                 }
+                FrontendKind::LoadBalancer if state.source_ranges.is_some() => (
+                    external.with(FrontendFlags::EXTERNAL).with(FrontendFlags::SOURCE_RANGES),
+                    tables.inside,
+                    tables.outside,
+                ),
                 FrontendKind::LoadBalancer | FrontendKind::ExternalIp => {
                     (external.with(FrontendFlags::EXTERNAL), tables.inside, tables.outside)
                 }

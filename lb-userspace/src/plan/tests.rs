@@ -19,6 +19,7 @@ const ROOMY: Capacity = Capacity {
     flows: 10,
     transient: 10,
     services: 1000,
+    prefixes: 10,
 };
 
 fn key(name: &str) -> ObjectKey {
@@ -51,6 +52,7 @@ fn port(frontends: Vec<FrontendState>, backends: Vec<BackendState>) -> PortState
         frontends,
         backends,
         affinity_seconds: 0,
+        source_ranges: None,
         cluster_ip_drops: false,
         inside_drops: false,
         outside_drops: false,
@@ -144,6 +146,8 @@ fn shape(ops: &[Op]) -> Vec<&'static str> {
             Op::DeleteFrontend(_) => "-frontend",
             Op::DeleteBackend(_) => "-backend",
             Op::DeleteService(_) => "-service",
+            Op::PutPrefix(_) => "range",
+            Op::DeletePrefix(_) => "-range",
         })
         .collect();
     names.dedup();
@@ -207,6 +211,44 @@ fn a_local_policy_has_tables_and_flags_of_its_own() {
         "0.0.0.0:30000/TCP node-port outside-drops S1\n  inside: 10.0.0.1:8080, 10.0.0.2:8080; maglev 251\n  outside: none\n\
          10.96.0.1:80/TCP cluster-ip S1\n  all:"
     ));
+}
+
+/// S51: never open to somebody who may not, never closed to somebody who may.
+#[test]
+fn ranges_are_there_before_a_frontend_asks_and_go_after_it_asked_last() {
+    let mut rig = Rig::new(ROOMY);
+    let balanced = |ranges: Option<&[&str]>| {
+        let mut state = plain("a", "10.96.0.1", 1);
+        for port in state.ports.values_mut() {
+            port.frontends.push(frontend("203.0.113.1", 80, FrontendKind::LoadBalancer));
+            port.source_ranges = ranges.map(|all| all.iter().map(|net| net.parse().unwrap()).collect());
+        }
+        state
+    };
+    let first = balanced(Some(&["10.0.0.0/8"]));
+    assert_eq!(shape(&rig.put("a", &first)), ["backend", "range", "table", "frontend"]);
+    let text = rig.sim.text();
+    assert!(text.contains("203.0.113.1:80/TCP external source-ranges S1\n"), "{text}");
+    assert!(text.contains("10.96.0.1:80/TCP cluster-ip S1\n"), "{text}");
+    assert!(text.ends_with("\nS1 from 10.0.0.0/8\n"), "{text}");
+    let other = balanced(Some(&["10.0.0.0/9", "192.0.2.1/32"]));
+    assert_eq!(shape(&rig.put("a", &other)), ["range", "-range"]);
+    assert_eq!(rig.put("a", &other), []);
+    assert_eq!(shape(&rig.put("a", &balanced(None))), ["frontend", "-range"]);
+    rig.put("a", &first);
+    // Another agent takes over, and the Service is gone by then.
+    let programmed = rig.sim.read().unwrap();
+    rig.planner.restore(programmed, rig.now);
+    let ops = rig.planner.finish_first_round();
+    assert_eq!(shape(&ops), ["retire", "-backend", "-range"]);
+    rig.run(&ops);
+    rig.forget_all();
+    assert_eq!((rig.sim.text(), rig.sim.prefixes.len()), (String::new(), 0));
+    // Ranges that find no room leave the frontend out rather than open.
+    let many: Vec<String> = (0..11).map(|n| format!("10.{n}.0.0/16")).collect();
+    let many: Vec<&str> = many.iter().map(String::as_str).collect();
+    let (_, complete) = rig.round("a", Some(&balanced(Some(&many))));
+    assert!(!complete && rig.sim.frontends.is_empty());
 }
 
 #[test]

@@ -331,14 +331,17 @@ impl Reconciler {
     /// there if they differ: somebody else wrote to the maps.
     fn check(&mut self) {
         match self.datapath.read() {
-            Ok(Programmed { frontends, backends }) => {
-                if frontends != *self.planner.frontends() || backends != *self.planner.backends() {
+            Ok(Programmed { frontends, backends, prefixes }) => {
+                let same = frontends == *self.planner.frontends()
+                    && backends == *self.planner.backends()
+                    && prefixes == self.planner.prefixes().copied().collect();
+                if !same {
                     tracing::warn!(
                         frontends = frontends.len(),
                         backends = backends.len(),
                         "maps are not as they were left; programming them anew"
                     );
-                    self.planner.restore(Programmed { frontends, backends }, self.seconds());
+                    self.planner.restore(Programmed { frontends, backends, prefixes }, self.seconds());
                     self.plan_all = true;
                     self.leftovers = true;
                 }
@@ -445,6 +448,9 @@ fn failure_problem(key: &ObjectKey, op: &Op, error: &OpError) -> Problem {
             format!("frontend {}:{}/{}", frontend.addr, frontend.port, frontend.proto)
         }
         Op::DeleteBackend(id) => format!("backend {id}"),
+        Op::PutPrefix(prefix) | Op::DeletePrefix(prefix) => {
+            format!("source range {}/{}", prefix.addr, prefix.bits())
+        }
         Op::DeleteService(id) => format!("service id {id}"),
     };
     Problem {

@@ -51,6 +51,12 @@ impl Reconciler {
             name: self.objects.node_name.clone(),
             zone: self.objects.node.as_ref().and_then(|node| node.zone.clone()),
             addresses: addresses.collect(),
+            internal_ips: self
+                .objects
+                .node
+                .as_ref()
+                .map(|node| node.internal_ips.clone())
+                .unwrap_or_default(),
         };
     }
 

@@ -9,8 +9,15 @@ use lb_common::abi::{Addr, Be16, FrontendFlags, FrontendKey, Proto, Reason, Serv
 use lb_common::path::Tables as _;
 use std::sync::Mutex;
 
-const ROOM: Capacity =
-    Capacity { frontends: 64, backends: 64, table_blocks: 64, flows: 64, transient: 64, services: 64 };
+const ROOM: Capacity = Capacity {
+    frontends: 64,
+    backends: 64,
+    table_blocks: 64,
+    flows: 64,
+    transient: 64,
+    services: 64,
+    prefixes: 64,
+};
 
 /// What is in the "kernel", and what it was told.
 pub(super) struct Kernel {

@@ -177,7 +177,8 @@ impl Runner for Kernel {
         let programmed = bpf.read()?;
         let frontends = programmed.frontends.keys().map(|key| Op::DeleteFrontend(*key));
         let backends = programmed.backends.keys().map(|id| Op::DeleteBackend(*id));
-        let ops: Vec<Op> = frontends.chain(backends).collect();
+        let prefixes = programmed.prefixes.iter().map(|prefix| Op::DeletePrefix(*prefix));
+        let ops: Vec<Op> = frontends.chain(backends).chain(prefixes).collect();
         self.apply(&ops)?;
         self.bpf()?.set_node(&facts())
     }

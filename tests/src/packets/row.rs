@@ -6,9 +6,9 @@ use super::build::{Link, Packet, at};
 use super::world::{ETH0, POD0};
 use lb_common::abi::{
     Addr, Backend, BackendFlags, BackendId, Be16, DropReason, Family, Frontend, FrontendFlags, FrontendKey,
-    PassReason, PortRange, Proto, Reason, ServiceId, Table,
+    PassReason, PortRange, Prefix, Proto, Reason, ServiceId, Table,
 };
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use weir::plan::op::Op;
 
 /// Where a packet meets the data path.
@@ -257,6 +257,8 @@ pub struct Service {
     affinity_seconds: u32,
     maglev: bool,
     retired: bool,
+    /// Who may use the external address; none: everybody.
+    ranges: Vec<(Addr, u8)>,
 }
 
 impl Service {
@@ -270,6 +272,7 @@ impl Service {
             affinity_seconds: 0,
             maglev: false,
             retired: false,
+            ranges: Vec::new(),
         }
     }
 
@@ -324,6 +327,14 @@ impl Service {
         self
     }
 
+    /// Only clients out of this prefix may use the external address.
+    #[must_use]
+    pub fn range(mut self, address: &str, bits: u8) -> Self {
+        let address: IpAddr = address.parse().unwrap_or_else(|error| panic!("{address}: {error}"));
+        self.ranges.push((address.into(), bits));
+        self
+    }
+
     /// New flows are spread by a Maglev table, here one that names the last endpoint alone.
     #[must_use]
     pub const fn maglev(mut self) -> Self {
@@ -374,7 +385,11 @@ impl Service {
 
     /// Backends, tables, frontends: make before break.
     pub fn ops(&self) -> Vec<Op> {
-        let mut ops = Vec::new();
+        let mut ops: Vec<Op> = self
+            .ranges
+            .iter()
+            .map(|(addr, bits)| Op::PutPrefix(Prefix::new(self.id, *addr, *bits)))
+            .collect();
         for endpoint in &self.endpoints {
             let mut flags = BackendFlags::INSIDE.with(BackendFlags::CLUSTER).with(BackendFlags::SERVING);
             if endpoint.local || !self.local_policy {
@@ -402,6 +417,9 @@ impl Service {
             let mut flags = *flags;
             if self.local_policy && !cluster_ip {
                 flags = flags.with(FrontendFlags::OUTSIDE_DROPS);
+            }
+            if flags.has(FrontendFlags::EXTERNAL) && !self.ranges.is_empty() {
+                flags = flags.with(FrontendFlags::SOURCE_RANGES);
             }
             if self.retired {
                 flags = flags.with(FrontendFlags::RETIRED);

@@ -25,6 +25,7 @@ pub const CAPACITY: Capacity = Capacity {
     flows: 8192,
     transient: 8192,
     services: 256,
+    prefixes: 256,
 };
 
 /// The seed that the loader gives the programs.

@@ -63,6 +63,7 @@ impl Agent {
                 flows: 64,
                 transient: 64,
                 services: 64,
+                prefixes: 64,
             };
             let open = move || Ok(Box::new(Sim::new(capacity)) as Box<dyn weir::datapath::Datapath>);
             let ended = runtime.block_on(weir::agent::serve(*config, open, async { drop(stopped.await) }));

@@ -12,6 +12,7 @@ mod ingress;
 mod malformed;
 mod plain;
 mod processes;
+mod ranges;
 mod removal;
 mod restart;
 mod rig;

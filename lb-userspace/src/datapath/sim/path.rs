@@ -6,7 +6,7 @@
 use super::Sim;
 use lb_common::abi::{
     Addr, Affinity, AffinityKey, Backend, BackendId, Device, Flow, FlowKey, Frontend, FrontendKey, NetnsKey,
-    NodeAddress, NodeConfig, Peer, PortRange, Proto, Reason, ServiceCounters, ServiceId, Settings,
+    NodeAddress, NodeConfig, Peer, PortRange, PrefixSet, Proto, Reason, ServiceCounters, ServiceId, Settings,
     SettingsFlags, SocketKey, SocketPeer,
 };
 use lb_common::path::socket::Sockets;
@@ -113,6 +113,10 @@ impl Tables for Sim {
 
     fn put_affinity(&self, key: &AffinityKey, value: &Affinity) {
         self.memory.affinity.borrow_mut().insert(*key, *value);
+    }
+
+    fn holds(&self, set: PrefixSet, addr: &Addr) -> bool {
+        self.prefixes.iter().any(|prefix| prefix.contains(set, addr))
     }
 
     fn flow(&self, place: Place, key: &FlowKey, into: &mut Flow) -> bool {

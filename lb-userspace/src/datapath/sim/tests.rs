@@ -10,7 +10,7 @@ use std::cell::Cell;
 use std::net::{Ipv4Addr, SocketAddrV4};
 
 const SMALL: Capacity =
-    Capacity { frontends: 4, backends: 8, table_blocks: 8, flows: 2, transient: 4, services: 8 };
+    Capacity { frontends: 4, backends: 8, table_blocks: 8, flows: 2, transient: 4, services: 8, prefixes: 8 };
 
 fn v4(text: &str) -> SocketAddrV4 {
     text.parse().unwrap()

@@ -1,10 +1,11 @@
 //! Frontends: which packets are theirs, where they go, how the replies come back.
 
-use super::super::build::{Link, Packet, other, tcp, udp};
+use super::super::build::{Link, Packet, at, other, tcp, udp};
 use super::super::row::{Hook, Row, Service};
 use super::super::world::{ETH0, ETH1, POD0};
 use super::{Connection, Family, V4, V6, first, named, reply};
-use lb_common::abi::{Backend, BackendFlags, DropReason, PassReason, Proto, Reason};
+use lb_common::abi::{Backend, BackendFlags, DropReason, PassReason, Prefix, Proto, Reason};
+use weir::plan::op::Op;
 
 pub(super) fn rows() -> Vec<Row> {
     let mut rows = Vec::new();
@@ -21,7 +22,7 @@ pub(super) fn rows() -> Vec<Row> {
             retired_hides_nothing(&family),
             inside_remote(&family),
         ]);
-        rows.push(both_ports(&family));
+        rows.extend([both_ports(&family), ranges(&family), narrowed(&family)]);
     }
     rows.extend([wildcard_is_no_address(), other_families(), unroutable(), stale_table()]);
     rows
@@ -109,6 +110,46 @@ fn inside_remote(family: &Family) -> Row {
     row.frame(Hook::Egress, POD0, fin.bytes())
         .noting(Reason::Closed)
         .passes(PassReason::Reply, &answered(&fin));
+    row
+}
+
+/// S51: of the frontends the external one alone, of the packets the first of a flow alone.
+fn ranges(family: &Family) -> Row {
+    let mut row = named("source ranges", family);
+    let [net, host] = if family.name == "v4" {
+        ["198.51.100.0", "198.51.100.7"]
+    } else {
+        ["2001:db8:ffff::", "2001:db8:ffff::7"]
+    };
+    let (part, whole) = if family.name == "v4" { (29, 32) } else { (125, 128) };
+    // .7 is in .0/29 and .8 is not.
+    row.service(family.service(Proto::TCP).range(net, part).range(host, whole).local(family.local));
+    let ask = |from, to| tcp(from, to, "S");
+    let syn = ask(family.client, family.external);
+    row.outside(&syn).passes(PassReason::NewFlow, &syn.to(family.local));
+    row.outside(&ask(family.stranger, family.external)).dropped(DropReason::SourceRange);
+    row.inside(&ask(family.pod, family.external)).dropped(DropReason::SourceRange);
+    let syn = ask(family.stranger, family.node_port);
+    row.outside(&syn).passes(PassReason::NewFlow, &syn.to(family.local));
+    row
+}
+
+/// A flow outlives the range that let it in; a refusal for want of endpoints is told to nobody
+/// outside of the ranges.
+fn narrowed(family: &Family) -> Row {
+    let mut row = named("source ranges of a flow that is open", family);
+    let whole = if family.name == "v4" { 32 } else { 128 };
+    let client = at(family.client).ip();
+    let service =
+        row.service(family.service(Proto::UDP).range(&client.to_string(), whole).local(family.local));
+    let ask = udp(family.client, family.external);
+    row.outside(&ask).passes(PassReason::NewFlow, &ask.to(family.local));
+    row.ops(vec![Op::DeletePrefix(Prefix::new(service.id, client.into(), whole))]);
+    row.outside(&ask).passes(PassReason::Forward, &ask.to(family.local));
+    row.outside(&udp(family.client_too, family.external)).dropped(DropReason::SourceRange);
+    let (_, gone) = service.without(&[0]);
+    row.ops(gone.into_iter().filter(|op| !matches!(op, Op::PutPrefix(_))).collect());
+    row.outside(&udp(family.client_too, family.external)).dropped(DropReason::SourceRange);
     row
 }
 
