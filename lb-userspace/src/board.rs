@@ -4,7 +4,7 @@
 use crate::datapath::{Hook, LinkPlan};
 use crate::link::Link;
 use crate::problem::{Kind, ObjectKey, ObjectRef, Problem};
-use crate::proxy::control::{Scheme, Status};
+use crate::proxy::control::{Scheme, Status, View};
 use arc_swap::ArcSwap;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -263,8 +263,15 @@ impl Board {
                 format!("{}: {}; tried again", listener.address, listener.error?),
             ))
         }));
-        let trouble = self.surroundings().and_then(|status| status.trouble);
-        problems.extend(trouble.map(|trouble| agent_problem("--l7", trouble)));
+        let surroundings = self.surroundings().unwrap_or_default();
+        problems.extend(surroundings.trouble.map(|trouble| agent_problem("--l7", trouble)));
+        let seen = surroundings.proxies.iter().find_map(|proxy| match &proxy.view {
+            View::Open { reason } => {
+                Some(format!("the proxy sees the files that its user may see: {reason}"))
+            }
+            View::Confined { .. } | View::Untold => None,
+        });
+        problems.extend(seen.map(|seen| agent_problem("--l7", seen)));
         let parts = self.parts.lock().unwrap_or_else(PoisonError::into_inner);
         problems.extend(parts.iter().map(|(name, problem)| agent_problem(name, problem.clone())));
         problems

@@ -4,9 +4,10 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, Permissions};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -111,7 +112,7 @@ struct Weir {
 
 impl Weir {
     fn start(place: &Place, name: &str) -> Self {
-        Self::start_with(place, name, &[])
+        Self::start_with(place, name, &["--access-log=off"])
     }
 
     fn start_with(place: &Place, name: &str, more: &[&str]) -> Self {
@@ -127,7 +128,7 @@ impl Weir {
         let metrics = free_port();
         let (log, socket) = (place.path(&format!("{name}.log")), place.path(&format!("{name}.sock")));
         command
-            .args(["run", "--l4=off", "--node-name=here", "--log-level=debug", "--access-log=off"])
+            .args(["run", "--l4=off", "--node-name=here", "--log-level=debug"])
             .args(["--proxy-workers=2", "--drain-delay=0s", "--drain-timeout=5s"])
             .args(["--allow-endpoint-cidr=127.0.0.0/8", "--healthz-listen=127.0.0.1:0"])
             .arg(format!("--metrics-listen=127.0.0.1:{metrics}"))
@@ -595,6 +596,37 @@ fn the_proxy_has_no_privilege_no_secret_and_nothing_of_bpf() {
         let target = fs::read_link(entry.unwrap().path()).unwrap_or_default().display().to_string();
         assert!(!target.contains("bpf"), "the supervisor holds {target}");
     }
+}
+
+/// H43: the proxy's user may write both folders, the proxy its log's alone.
+#[test]
+fn the_log_outlives_a_rotation_and_leads_the_proxy_nowhere_else() {
+    let place = Place::new();
+    let (log, elsewhere) = (place.path("logs/access.log"), place.path("elsewhere"));
+    fs::create_dir(place.path("logs")).unwrap();
+    fs::write(&elsewhere, "").unwrap();
+    for (path, mode) in [(place.path(""), 0o755), (place.path("logs"), 0o777), (elsewhere.clone(), 0o666)] {
+        fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+    }
+    let weir = Weir::start_with(&place, "weir", &[&format!("--access-log={}", log.display())]);
+    let logged = || {
+        // Asked again and again: the file's name is looked at with new lines only.
+        let asked = request(place.http, "/").is_ok();
+        asked && fs::read_to_string(&log).is_ok_and(|text| text.contains("\"GET / HTTP/1.1\" 200"))
+    };
+    weir.until("the request is logged", logged);
+    let confined = weir.status()["processes"]["proxies"][0]["view"]["confined"]["landlock"].as_u64();
+    assert!(confined >= Some(1), "this test needs Landlock: {}", weir.status());
+    fs::rename(&log, place.path("logs/access.log.1")).unwrap();
+    weir.until("the log is made again", logged);
+    fs::remove_file(&log).unwrap();
+    std::os::unix::fs::symlink(&elsewhere, &log).unwrap();
+    weir.until("the link is refused", || {
+        request(place.http, "/").is_ok() && weir.log().contains("the access log cannot be written")
+    });
+    assert_eq!(fs::read_to_string(&elsewhere).unwrap(), "");
+    fs::remove_file(&log).unwrap();
+    weir.until("the log is back", logged);
 }
 
 #[test]

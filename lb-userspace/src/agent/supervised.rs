@@ -4,7 +4,7 @@
 use crate::board::Board;
 use crate::link::{Link, Peer};
 use crate::proxy::channel::PROTOCOL;
-use crate::proxy::control::{Control, Order, ProxyState, Report, Status, inherited};
+use crate::proxy::control::{Control, Order, ProxyState, Report, Status, View, inherited};
 use anyhow::Context;
 use rustix::process::{Signal, set_parent_process_death_signal};
 use std::fmt::Write;
@@ -59,7 +59,8 @@ pub(super) fn follow(
 
 async fn attend(control: &Control, up: &Notify, link: &Link, board: &Board) {
     let mut links = JoinSet::new();
-    let hello = Report::Hello { protocol: PROTOCOL, version: env!("CARGO_PKG_VERSION").into() };
+    let version = env!("CARGO_PKG_VERSION").into();
+    let hello = Report::Hello { protocol: PROTOCOL, version, view: View::default() };
     // A supervisor that is gone is noticed below.
     let _gone = control.send(&hello, None).await;
     loop {

@@ -240,19 +240,30 @@ pub(super) fn status(value: &Value) -> String {
     out.push_str(&indent(&table(["FLAG", "ADDRESS", "STATE"], &listeners)));
     let processes = part("processes");
     if processes.is_object() {
-        let proxies: Vec<[String; 3]> = rows(processes, "proxies")
-            .map(|proxy| [text(proxy, "number"), text(proxy, "pid"), text(proxy, "state")])
+        let proxies: Vec<[String; 4]> = rows(processes, "proxies")
+            .map(|proxy| {
+                [text(proxy, "number"), text(proxy, "pid"), text(proxy, "state"), view(&proxy["view"])]
+            })
             .collect();
         out.push_str(&format!(
             "\nProxies (ended unasked: {}; agents: {})\n",
             number(processes, "proxy_restarts"),
             number(processes, "agent_restarts")
         ));
-        out.push_str(&indent(&table(["NUMBER", "PID", "STATE"], &proxies)));
+        out.push_str(&indent(&table(["NUMBER", "PID", "STATE", "SEES FILES"], &proxies)));
     }
     out.push_str("\nProblems\n");
     out.push_str(&indent(&problems(value)));
     out
+}
+
+/// Whether a proxy sees files, by what keeps it from them.
+fn view(view: &Value) -> String {
+    match view["confined"]["landlock"].as_u64() {
+        Some(version) => format!("no (Landlock {version})"),
+        None if view["open"].is_object() => "as its user".into(),
+        None => "-".into(),
+    }
 }
 
 fn indent(text: &str) -> String {
@@ -333,6 +344,19 @@ mod tests {
             "example.com /x Exact - 503: there is no Service default/x default/tls-secret - default/a"
         );
         assert_eq!(routes(&json!({ "hosts": [] })), "No routes.\n");
+    }
+
+    #[test]
+    fn a_proxy_is_told_with_what_it_sees() {
+        let proxy = |number: u64, view: Value| json!({ "number": number, "pid": 7, "state": "serving", "view": view });
+        let told = status(&json!({ "processes": { "proxies": [
+            proxy(1, json!({ "confined": { "landlock": 7 } })),
+            proxy(2, json!({ "open": { "reason": "no Landlock" } })),
+            proxy(3, json!("untold")),
+        ]}}));
+        for row in ["no (Landlock 7)", "as its user", "-"] {
+            assert!(told.lines().any(|line| line.trim_end().ends_with(&format!("serving  {row}"))), "{told}");
+        }
     }
 
     #[test]

@@ -57,8 +57,13 @@ pub enum Order {
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Report {
-    /// Comes first: what it speaks with its peers.
-    Hello { protocol: u64, version: String },
+    /// Comes first: what it speaks with its peers, and of a proxy what it can see.
+    Hello {
+        protocol: u64,
+        version: String,
+        #[serde(default)]
+        view: View,
+    },
     /// An agent holds the node and does its work.
     Up,
     /// A proxy has a table and accepts connections.
@@ -107,6 +112,21 @@ pub struct ProxyStatus {
     pub number: u64,
     pub pid: u32,
     pub state: ProxyState,
+    #[serde(default)]
+    pub view: View,
+}
+
+/// What a process can see of the file system.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum View {
+    /// It did not say: no proxy, or of another build.
+    #[default]
+    Untold,
+    /// Nothing but what it needs; the version of Landlock that keeps it so.
+    Confined { landlock: u32 },
+    /// Whatever its user can; why.
+    Open { reason: String },
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]

@@ -9,6 +9,7 @@ mod account;
 pub mod balance;
 mod body;
 pub mod channel;
+mod confine;
 mod conn;
 pub mod control;
 mod cork;

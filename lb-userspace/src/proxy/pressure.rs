@@ -21,6 +21,9 @@ const VERSIONS: [[&str; 3]; 2] = [
     ["memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"],
 ];
 
+/// Where either version tells what can be taken back.
+const STAT: &str = "memory.stat";
+
 /// Looks at a control group now and then; shared by all workers.
 #[derive(Debug, Default)]
 pub struct Pressure {
@@ -55,12 +58,18 @@ impl Pressure {
     }
 }
 
+/// What is read of a group's folder.
+pub(super) fn files(folder: &Path) -> impl Iterator<Item = PathBuf> {
+    let named = VERSIONS.iter().flat_map(|[limit, used, _]| [limit, used]);
+    named.copied().chain([STAT]).map(|name| folder.join(name))
+}
+
 /// Limit and use in bytes; none where there is no limit.
 fn read(folder: &Path) -> Option<(u64, u64)> {
     VERSIONS.iter().find_map(|[limit, used, reclaimable]| {
         let number = |name: &str| fs::read_to_string(folder.join(name)).ok()?.trim().parse::<u64>().ok();
         let (limit, used) = (number(limit)?, number(used)?);
-        let stat = fs::read_to_string(folder.join("memory.stat")).unwrap_or_default();
+        let stat = fs::read_to_string(folder.join(STAT)).unwrap_or_default();
         let free = stat.lines().find_map(|line| line.strip_prefix(reclaimable)?.trim().parse().ok());
         Some((limit, used.saturating_sub(free.unwrap_or(0))))
     })

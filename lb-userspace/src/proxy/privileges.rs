@@ -12,9 +12,9 @@ use rustix::thread::{
     clear_ambient_capability_set, no_new_privs, remove_capability_from_bounding_set, set_capabilities,
     set_no_new_privs, set_thread_groups, set_thread_res_gid, set_thread_res_uid,
 };
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::Path;
 
 /// Closes every descriptor but the standard three and `kept`: whatever this process was
@@ -35,12 +35,23 @@ pub(super) fn close_inherited(kept: BorrowedFd<'_>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Makes a file if it is not there, and gives it to user `id`.
+/// Makes a file if it is not there, and lets user `id` write it: as its owner or, without
+/// CAP_CHOWN, by its group.
 pub(super) fn own(path: &Path, id: u32) -> std::io::Result<()> {
     let mut options = File::options();
-    let file = options.append(true).create(true).mode(0o640).custom_flags(libc::O_NOFOLLOW).open(path)?;
-    if rustix::process::getuid().is_root() {
-        std::os::unix::fs::fchown(&file, Some(id), Some(id))?;
+    let file = match options.append(true).create(true).mode(0o640).custom_flags(libc::O_NOFOLLOW).open(path) {
+        Ok(file) => file,
+        // Made by an earlier proxy, and nothing that root without CAP_DAC_OVERRIDE may open.
+        Err(_) if path.symlink_metadata().is_ok_and(|meta| meta.is_file() && meta.uid() == id) => {
+            return Ok(());
+        }
+        Err(error) => return Err(error),
+    };
+    if rustix::process::getuid().is_root() && fchown(&file, Some(id), Some(id)).is_err() {
+        // The owner of a file may give it to a group that it is in; `drop_all` leaves it again.
+        set_thread_groups(&[Gid::from_raw(id)])?;
+        fchown(&file, None, Some(id))?;
+        file.set_permissions(Permissions::from_mode(0o660))?;
     }
     Ok(())
 }

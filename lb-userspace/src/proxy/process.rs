@@ -7,7 +7,8 @@
 //! after the drain time if none comes.
 
 use crate::proxy::channel::{Assembly, Batch, FromProxy, PROTOCOL, Reader, ToProxy, frame, open};
-use crate::proxy::control::{Control, ListenerName, Order, Report};
+use crate::proxy::confine::{self, Needs};
+use crate::proxy::control::{Control, ListenerName, Order, Report, View};
 use crate::proxy::engine::{Engine, Settings};
 use crate::proxy::{control, handover, privileges};
 use anyhow::Context;
@@ -55,6 +56,12 @@ pub fn run(options: Options) -> anyhow::Result<()> {
         tracing::warn!(path = %path.display(), %error, "the access log cannot be prepared");
     }
     privileges::drop_all(options.user).context("the proxy keeps privileges and does not run")?;
+    let needs = Needs { log: options.log_file, memory: options.settings.memory.clone() };
+    let view = confine::confine(&needs).context("the proxy is not confined and does not run")?;
+    match &view {
+        View::Open { reason } => tracing::warn!(reason, "the proxy sees the files that its user may see"),
+        View::Confined { .. } | View::Untold => tracing::info!(?view, "the proxy sees no files"),
+    }
     let engine = Arc::new(Engine::start(options.settings)?);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
@@ -70,7 +77,7 @@ pub fn run(options: Options) -> anyhow::Result<()> {
             handover: None,
             stage: Stage::Supervised,
         }
-        .serve(heard)
+        .serve(heard, view)
         .await
     })
 }
@@ -109,13 +116,14 @@ struct Proxy {
 }
 
 impl Proxy {
-    async fn serve(mut self, mut heard: mpsc::Receiver<Said>) -> anyhow::Result<()> {
+    async fn serve(mut self, mut heard: mpsc::Receiver<Said>, view: View) -> anyhow::Result<()> {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let (succession, mut successor) = mpsc::channel(4);
         let mut succession = Some(succession);
         let mut drained: Option<JoinHandle<()>> = None;
-        let hello = Report::Hello { protocol: PROTOCOL, version: env!("CARGO_PKG_VERSION").into() };
+        let version = env!("CARGO_PKG_VERSION").into();
+        let hello = Report::Hello { protocol: PROTOCOL, version, view };
         self.report(&hello).await;
         let mut controlled = true;
         loop {

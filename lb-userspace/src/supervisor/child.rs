@@ -4,7 +4,7 @@
 //! socket. A proxy gets no variable that could name a credential.
 
 use super::state::{Program, Who};
-use crate::proxy::control::{self, Control, Order, Report};
+use crate::proxy::control::{self, Control, Order, Report, View};
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::ffi::{OsStr, OsString};
@@ -44,6 +44,8 @@ pub(super) struct Launcher {
 #[derive(Debug)]
 pub(super) struct Child {
     pub(super) pid: u32,
+    /// What it said that it can see.
+    pub(super) view: View,
     orders: mpsc::Sender<(Order, Option<OwnedFd>)>,
 }
 
@@ -105,7 +107,7 @@ impl Launcher {
         let pid = child.id().unwrap_or_default();
         let (orders, waiting) = mpsc::channel(ORDERS);
         tokio::spawn(attend(who, child, control, waiting, heard));
-        Ok(Child { pid, orders })
+        Ok(Child { pid, view: View::default(), orders })
     }
 }
 

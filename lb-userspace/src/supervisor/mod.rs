@@ -160,8 +160,11 @@ impl Supervisor {
 
     fn hear(&mut self, who: Who, heard: Heard) {
         let event = match (heard, who) {
-            (Heard::Said(Report::Hello { protocol, version }), _) => {
+            (Heard::Said(Report::Hello { protocol, version, view }), _) => {
                 tracing::debug!(?who, version, "a process is there");
+                if let Some(child) = self.children.get_mut(&who) {
+                    child.view = view;
+                }
                 Event::Hello { who, protocol }
             }
             (Heard::Said(Report::Up), Who::Agent) => Event::Up,
@@ -355,7 +358,8 @@ impl Supervisor {
                 Stage::Serving => ProxyState::Serving,
                 Stage::Draining(_) => ProxyState::Draining,
             };
-            Some(ProxyStatus { number, pid: self.children.get(&Who::Proxy(number))?.pid, state })
+            let child = self.children.get(&Who::Proxy(number))?;
+            Some(ProxyStatus { number, pid: child.pid, state, view: child.view.clone() })
         });
         let status = Status {
             listeners: self.listeners().status(),
