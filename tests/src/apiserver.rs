@@ -10,15 +10,15 @@
 pub mod assets;
 mod client;
 mod objects;
-mod pki;
+pub(crate) mod pki;
 mod process;
 
+pub use client::Connection;
 pub use objects::Pod;
 
 use anyhow::{Context, Result};
 use assets::Program;
-use client::Connection;
-use pki::Pki;
+use pki::{Accounts, Pair, Pki};
 use process::Process;
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
@@ -148,7 +148,16 @@ impl ApiServer {
     }
 }
 
-fn etcd_arguments(dir: &Path, port: u16, peer_port: u16) -> Vec<String> {
+/// What a test does with objects is the connection's.
+impl std::ops::Deref for ApiServer {
+    type Target = Connection;
+
+    fn deref(&self) -> &Connection {
+        &self.connection
+    }
+}
+
+pub(crate) fn etcd_arguments(dir: &Path, port: u16, peer_port: u16) -> Vec<String> {
     vec![
         format!("--data-dir={}", dir.join("etcd").display()),
         format!("--listen-client-urls=http://127.0.0.1:{port}"),
@@ -162,6 +171,24 @@ fn etcd_arguments(dir: &Path, port: u16, peer_port: u16) -> Vec<String> {
 }
 
 fn api_arguments(pki: &Pki, address: SocketAddr, etcd_port: u16) -> Vec<String> {
+    let mut words = serving_arguments(&pki.ca, &pki.server, &pki.accounts, address, etcd_port);
+    words.extend([
+        format!("--service-cluster-ip-range={SERVICE_CIDR}"),
+        "--authorization-mode=RBAC".into(),
+        // Pods need no token here, so they need not wait for an account either.
+        "--disable-admission-plugins=ServiceAccount".into(),
+    ]);
+    words
+}
+
+/// What every API server here is started with.
+pub(crate) fn serving_arguments(
+    ca: &Path,
+    server: &Pair,
+    accounts: &Accounts,
+    address: SocketAddr,
+    etcd_port: u16,
+) -> Vec<String> {
     // The `kubernetes` Service cannot have an endpoint on loopback.
     let reconciler = if address.ip().is_loopback() { "none" } else { "lease" };
     vec![
@@ -170,16 +197,12 @@ fn api_arguments(pki: &Pki, address: SocketAddr, etcd_port: u16) -> Vec<String> 
         format!("--bind-address={}", address.ip()),
         format!("--secure-port={}", address.port()),
         format!("--endpoint-reconciler-type={reconciler}"),
-        format!("--service-cluster-ip-range={SERVICE_CIDR}"),
-        format!("--tls-cert-file={}", pki.server.certificate.display()),
-        format!("--tls-private-key-file={}", pki.server.key.display()),
-        format!("--client-ca-file={}", pki.ca.display()),
-        format!("--service-account-key-file={}", pki.accounts.public.display()),
-        format!("--service-account-signing-key-file={}", pki.accounts.key.display()),
+        format!("--tls-cert-file={}", server.certificate.display()),
+        format!("--tls-private-key-file={}", server.key.display()),
+        format!("--client-ca-file={}", ca.display()),
+        format!("--service-account-key-file={}", accounts.public.display()),
+        format!("--service-account-signing-key-file={}", accounts.key.display()),
         "--service-account-issuer=https://kubernetes.default.svc".into(),
-        "--authorization-mode=RBAC".into(),
-        // Pods need no token here, so they need not wait for an account either.
-        "--disable-admission-plugins=ServiceAccount".into(),
         "--allow-privileged=true".into(),
     ]
 }

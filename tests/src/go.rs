@@ -33,14 +33,43 @@ pub(crate) fn once(folder: &Path, name: &str, make: impl FnOnce(&Path) -> Result
 /// # Errors
 /// When there is no Go that can.
 pub(crate) fn build(module: &str, package: &str, linker_flags: &str, to: &Path) -> Result<()> {
+    compile(&["build"], module, package, linker_flags, to)
+}
+
+/// As [`build`], the tests of a package.
+///
+/// # Errors
+/// As [`build`].
+pub(crate) fn build_test(module: &str, package: &str, linker_flags: &str, to: &Path) -> Result<()> {
+    compile(&["test", "-c", "-vet=off"], module, package, linker_flags, to)
+}
+
+fn compile(verb: &[&str], module: &str, package: &str, linker_flags: &str, to: &Path) -> Result<()> {
     let mut go = Command::new("nice");
-    go.args(["-n", "10"]).arg(compiler());
-    go.args(["build", "-trimpath", "-buildvcs=false", "-ldflags", linker_flags, "-o"]).arg(to).arg(package);
-    go.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(module)).env("CGO_ENABLED", "0");
+    go.args(["-n", "10"]).arg(compiler()).args(verb);
+    go.args(["-trimpath", "-buildvcs=false", "-ldflags", linker_flags, "-o"]).arg(to).arg(package);
+    go.current_dir(folder(module)).env("CGO_ENABLED", "0");
     if !go.status().context("starting go")?.success() {
-        bail!("go build {package} in tests/{module} failed");
+        bail!("go {} {package} in tests/{module} failed", verb[0]);
     }
     Ok(())
+}
+
+/// The folder of a module that `tests/MODULE` requires, as Go keeps it.
+///
+/// # Errors
+/// When Go cannot get it.
+pub(crate) fn module_folder(module: &str, required: &str) -> Result<PathBuf> {
+    let mut go = Command::new(compiler());
+    go.args(["mod", "download", "-json", required]).current_dir(folder(module));
+    let out = go.output().context("starting go")?;
+    let answer: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap_or_default();
+    let found = answer["Dir"].as_str().map(PathBuf::from);
+    found.with_context(|| format!("{required}: {}", String::from_utf8_lossy(&out.stderr)))
+}
+
+fn folder(module: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(module)
 }
 
 /// The Go that `cargo xtask setup` fetched where the machine's is too old, else the machine's.

@@ -20,7 +20,10 @@ pub enum Program {
     Etcd,
     ApiServer,
     ControllerManager,
-    /// What Weir replaces: a peer in benchmarks.
+    Scheduler,
+    Kubelet,
+    Kubectl,
+    /// What Weir replaces: a peer in benchmarks, a baseline in a cluster.
     KubeProxy,
 }
 
@@ -31,6 +34,9 @@ impl Program {
             Self::Etcd => "etcd",
             Self::ApiServer => "kube-apiserver",
             Self::ControllerManager => "kube-controller-manager",
+            Self::Scheduler => "kube-scheduler",
+            Self::Kubelet => "kubelet",
+            Self::Kubectl => "kubectl",
             Self::KubeProxy => "kube-proxy",
         }
     }
@@ -92,17 +98,19 @@ fn address(template: &str, name: &str) -> String {
 
 /// Builds a program from the pinned module.
 fn build(name: &str, to: &Path) -> Result<()> {
-    let version = "k8s.io/component-base/version";
-    let minor = VERSION.split('.').nth(1).unwrap_or_default();
-    let flags = format!(
-        "-s -w -X {version}.gitVersion={VERSION} -X {version}.gitMajor=1 -X {version}.gitMinor={minor}"
-    );
-    go::build("kube", &format!("k8s.io/kubernetes/cmd/{name}"), &flags, to).with_context(|| {
+    go::build("kube", &format!("k8s.io/kubernetes/cmd/{name}"), &linker_flags(), to).with_context(|| {
         format!(
             "{name} {VERSION} cannot be built: `cargo xtask setup test` gets a Go that can; or set KUBEBUILDER_ASSETS to a folder that has it, \
              or WEIR_KUBE_RELEASE_URL to where it can be fetched ({{version}}, {{arch}}, {{program}} are filled in)"
         )
     })
+}
+
+/// Linker flags that make a program say its release.
+pub(crate) fn linker_flags() -> String {
+    let version = "k8s.io/component-base/version";
+    let minor = VERSION.split('.').nth(1).unwrap_or_default();
+    format!("-s -w -X {version}.gitVersion={VERSION} -X {version}.gitMajor=1 -X {version}.gitMinor={minor}")
 }
 
 #[cfg(test)]

@@ -14,7 +14,8 @@ use tokio::runtime::Runtime;
 
 type Job = Box<dyn FnOnce(&Runtime) + Send>;
 
-pub(super) struct Connection {
+/// A way to an API server, from a network namespace.
+pub struct Connection {
     jobs: Option<Sender<Job>>,
     thread: Option<JoinHandle<()>>,
     client: Option<Client>,
@@ -31,7 +32,7 @@ impl Connection {
     ///
     /// # Errors
     /// When the namespace cannot be entered.
-    pub(super) fn open(netns: Option<&Path>) -> Result<Self> {
+    pub(crate) fn open(netns: Option<&Path>) -> Result<Self> {
         let netns = netns.map(File::open).transpose().context("opening the namespace")?;
         let (jobs, queue) = channel::<Job>();
         let (started, start) = channel();
@@ -54,7 +55,7 @@ impl Connection {
     ///
     /// # Errors
     /// When the thread is gone.
-    pub(super) fn in_place<T: Send + 'static>(&self, f: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+    pub(crate) fn in_place<T: Send + 'static>(&self, f: impl FnOnce() -> T + Send + 'static) -> Result<T> {
         self.run(move |_| f())
     }
 
@@ -70,7 +71,7 @@ impl Connection {
     ///
     /// # Errors
     /// When the file cannot be used.
-    pub(super) fn connect(&mut self, kubeconfig: &Path) -> Result<()> {
+    pub(crate) fn connect(&mut self, kubeconfig: &Path) -> Result<()> {
         let kubeconfig = Kubeconfig::read_from(kubeconfig)?;
         let client = self.run(move |runtime| {
             runtime.block_on(async {
@@ -87,7 +88,7 @@ impl Connection {
     ///
     /// # Errors
     /// With what the request failed with, or before [`Self::connect`].
-    pub(super) fn ask<T, F>(&self, request: impl FnOnce(Client) -> F + Send + 'static) -> Result<T>
+    pub fn ask<T, F>(&self, request: impl FnOnce(Client) -> F + Send + 'static) -> Result<T>
     where
         T: Send + 'static,
         F: Future<Output = Result<T>>,
@@ -98,7 +99,7 @@ impl Connection {
 
     /// # Errors
     /// While the API server does not call itself ready.
-    pub(super) fn ready(&self) -> Result<()> {
+    pub fn ready(&self) -> Result<()> {
         self.ask(|client| async move {
             let request = http::Request::get("/readyz").body(Vec::new())?;
             client.request_text(request).await?;

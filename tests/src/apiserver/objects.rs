@@ -1,6 +1,6 @@
 //! What a test does with objects: apply, look, wait, and play the kubelet for Pods.
 
-use super::{ApiServer, PATIENCE};
+use super::{Connection, PATIENCE};
 use crate::wait::until;
 use anyhow::{Context, Result, ensure};
 use kube::Client;
@@ -30,7 +30,7 @@ pub struct Pod {
     pub ports: Vec<(String, u16, String)>,
 }
 
-impl ApiServer {
+impl Connection {
     /// Creates or changes an object, as `kubectl apply --server-side` does; a `status` in it
     /// is merged in as a kubelet or a controller does: applying could not hold a Node with
     /// two internal addresses, whose schema says that each type is there once.
@@ -259,7 +259,7 @@ impl ApiServer {
         F: Future<Output = Result<T>>,
     {
         let what = id.to_string();
-        self.connection.ask(move |client| request(id.api(client), id)).context(what)
+        self.ask(move |client| request(id.api(client), id)).context(what)
     }
 }
 

@@ -23,6 +23,8 @@ pub struct Netns {
     name: String,
     path: PathBuf,
     file: File,
+    /// Gone when dropped.
+    ours: bool,
 }
 
 impl Netns {
@@ -44,7 +46,7 @@ impl Netns {
             fs::remove_file(&path)?;
             bail!("cannot make a network namespace (run as root): {error}");
         }
-        let netns = Self { name, file: File::open(&path)?, path };
+        let netns = Self { name, file: File::open(&path)?, path, ours: true };
         for (key, value) in [
             ("net/ipv6/conf/default/accept_dad", "0"),
             ("net/ipv6/conf/all/accept_dad", "0"),
@@ -56,6 +58,24 @@ impl Netns {
         }
         netns.ip(&["link set lo up"])?;
         Ok(netns)
+    }
+
+    /// Opens a namespace that has a name already; it stays when the value is dropped.
+    ///
+    /// # Errors
+    /// When there is none of this name.
+    pub fn attach(name: impl Into<String>) -> Result<Self> {
+        let name = name.into();
+        let path = Path::new(NETNS_DIR).join(&name);
+        let file = File::open(&path).with_context(|| format!("no namespace {}", path.display()))?;
+        Ok(Self { name, path, file, ours: false })
+    }
+
+    /// Keeps the namespace when the value is dropped: [`Self::attach`] finds it again.
+    #[must_use]
+    pub fn kept(mut self) -> Self {
+        self.ours = false;
+        self
     }
 
     pub fn name(&self) -> &str {
@@ -144,7 +164,9 @@ impl Netns {
 
 impl Drop for Netns {
     fn drop(&mut self) {
-        remove(&self.path);
+        if self.ours {
+            remove(&self.path);
+        }
     }
 }
 
