@@ -14,6 +14,7 @@ pub mod authority;
 pub mod bench;
 pub mod cases;
 pub mod clients;
+pub mod cluster;
 pub mod conformance;
 pub mod flood;
 pub mod flows;

@@ -12,6 +12,7 @@ mod bench;
 mod bless;
 mod build;
 mod cache;
+mod cluster;
 mod ebpf;
 mod fuzz;
 mod lint;
@@ -52,6 +53,8 @@ enum Verb {
     Fuzz(fuzz::Args),
     /// Measures, prints a table and writes `target/bench/NAME.json`.
     Bench(bench::Args),
+    /// Starts a real cluster on this machine, or takes it down.
+    Cluster(cluster::Args),
 }
 
 fn main() -> ExitCode {
@@ -71,6 +74,10 @@ fn main() -> ExitCode {
         Verb::Bless => bless::run(),
         Verb::Fuzz(args) => fuzz::run(&args),
         Verb::Bench(args) => bench::run(&args),
+        Verb::Cluster(args) => match cluster::run(&args) {
+            Ok(code) => return code,
+            Err(error) => Err(error),
+        },
     };
     exit_code(done)
 }

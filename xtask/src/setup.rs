@@ -35,6 +35,8 @@ pub(crate) enum Group {
     Test,
     /// The benchmarks.
     Bench,
+    /// A real cluster on this machine.
+    Cluster,
 }
 
 /// A program that comes in a package.
@@ -44,7 +46,7 @@ struct Tool {
     package: &'static str,
 }
 
-const TOOLS: [Tool; 15] = [
+const TOOLS: [Tool; 38] = [
     tool(Group::Build, "cc", "gcc"),
     tool(Group::Run, "ip", "iproute2"),
     tool(Group::Run, "nsenter", "util-linux"),
@@ -60,6 +62,29 @@ const TOOLS: [Tool; 15] = [
     tool(Group::Bench, "chrt", "util-linux"),
     tool(Group::Bench, "nginx", "nginx-light"),
     tool(Group::Bench, "haproxy", "haproxy"),
+    tool(Group::Cluster, "cc", "gcc"),
+    tool(Group::Cluster, "containerd", "containerd"),
+    tool(Group::Cluster, "runc", "runc"),
+    tool(Group::Cluster, "etcd", "etcd-server"),
+    tool(Group::Cluster, "ip", "iproute2"),
+    tool(Group::Cluster, "ss", "iproute2"),
+    tool(Group::Cluster, "nft", "nftables"),
+    tool(Group::Cluster, "iptables", "iptables"),
+    tool(Group::Cluster, "conntrack", "conntrack"),
+    tool(Group::Cluster, "ipset", "ipset"),
+    tool(Group::Cluster, "bpftool", "bpftool"),
+    tool(Group::Cluster, "unshare", "util-linux"),
+    tool(Group::Cluster, "ipcs", "util-linux"),
+    tool(Group::Cluster, "busybox", "busybox-static"),
+    tool(Group::Cluster, "dash", "dash"),
+    tool(Group::Cluster, "bash", "bash"),
+    tool(Group::Cluster, "curl", "curl"),
+    tool(Group::Cluster, "wget", "wget"),
+    tool(Group::Cluster, "dig", "bind9-dnsutils"),
+    tool(Group::Cluster, "host", "bind9-host"),
+    tool(Group::Cluster, "nc.openbsd", "netcat-openbsd"),
+    tool(Group::Cluster, "iperf", "iperf"),
+    tool(Group::Cluster, "setpriv", "util-linux"),
 ];
 
 const fn tool(group: Group, program: &'static str, package: &'static str) -> Tool {
@@ -67,7 +92,7 @@ const fn tool(group: Group, program: &'static str, package: &'static str) -> Too
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let every = [Group::Build, Group::Run, Group::Test, Group::Bench];
+    let every = [Group::Build, Group::Run, Group::Test, Group::Bench, Group::Cluster];
     prepare(if args.groups.is_empty() { &every } else { &args.groups })
 }
 
@@ -94,6 +119,9 @@ pub(crate) fn prepare(groups: &[Group]) -> Result<()> {
     if groups.contains(&Group::Test) {
         note(&mut missing, kube::programs());
         note(&mut missing, kube::h2spec());
+    }
+    if groups.contains(&Group::Cluster) {
+        note(&mut missing, kube::cluster());
     }
     match missing.len() {
         0 => Ok(()),

@@ -141,7 +141,7 @@ fn launch(run: &Run, name: &str, program: &Path, arguments: Vec<String>) -> Resu
     let netns = Netns::attach(OUTSIDE)?;
     let words: Vec<String> = std::iter::once(program.display().to_string()).chain(arguments).collect();
     let identity = process::start(&netns, &run.log(name), &words)?;
-    run.change(|state| drop(state.processes.insert(name.to_owned(), identity)))
+    run.keep(name, identity)
 }
 
 /// Ends a process of the cluster; one that is gone is as good.
@@ -156,7 +156,7 @@ pub(super) fn end(run: &Run, name: &str, kill: bool) -> Result<()> {
         gone(process)?;
         process.end(patience)?;
     }
-    run.change(|state| drop(state.processes.remove(name)))
+    run.forget(name)
 }
 
 fn pair(run: &Run, name: &str) -> Pair {

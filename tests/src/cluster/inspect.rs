@@ -111,14 +111,14 @@ impl Node<'_> {
         found.pins = pins.lines().map(str::to_owned).collect();
         let programs = bpftool(&mut self.command("bpftool", &["-f"])?, &["prog", "show"])?;
         let attached: BTreeSet<u32> = found.attached.iter().map(|(_, id)| *id).collect();
-        let mut maps = BTreeSet::new();
+        let mut maps: BTreeSet<u32> = BTreeSet::new();
         for program in objects(&programs) {
             let Some(number) = id(program, "id") else { continue };
             let pinned = program["pinned"].as_array().is_some_and(|pins| !pins.is_empty());
             if pinned || attached.contains(&number) {
                 found.programs.insert(number, program["name"].as_str().unwrap_or_default().to_owned());
                 let used = program["map_ids"].as_array().into_iter().flatten();
-                maps.extend(used.filter_map(|id| id.as_u64()?.try_into().ok()));
+                maps.extend(used.filter_map(|id| u32::try_from(id.as_u64()?).ok()));
             }
         }
         let all = bpftool(&mut self.command("bpftool", &["-f"])?, &["map", "show"])?;

@@ -41,6 +41,7 @@ use anyhow::{Context, Result, bail, ensure};
 use images::Store;
 use plan::{OUTSIDE, Place};
 use programs::Programs;
+use serde_json::Value;
 use state::Run;
 use std::io::Write;
 use std::net::IpAddr;
@@ -234,6 +235,17 @@ impl Cluster {
             })
         })?;
         Ok(names)
+    }
+
+    /// The Pods of Weir that run: node and name.
+    ///
+    /// # Errors
+    /// When the API server does not answer.
+    pub fn weir_pods(&self) -> Result<Vec<(String, String)>> {
+        let pods = self.api.list("v1", "Pod", addons::WEIR_NAMESPACE, "app.kubernetes.io/name=weir")?;
+        let text = |pod: &Value, at: &str| pod.pointer(at).and_then(Value::as_str).unwrap_or_default().to_owned();
+        let running = pods.iter().filter(|pod| text(pod, "/status/phase") == "Running");
+        Ok(running.map(|pod| (text(pod, "/spec/nodeName"), text(pod, "/metadata/name"))).collect())
     }
 
     /// Where the API server writes who read which Secret, a JSON object a line.

@@ -193,7 +193,7 @@ pub(super) fn switch_on(run: &Run, place: Place) -> Result<()> {
     words.push(run.node(&name).join("boot.json").display().to_string());
     let log = run.log(&name);
     let holder = process::start(&netns, &log, &words)?;
-    run.change(|state| drop(state.processes.insert(name.clone(), holder)))?;
+    run.keep(&name, holder)?;
     until(&format!("{name} boots"), PATIENCE, || {
         ensure!(holder.alive(), "it ended; it said last:\n{}", process::last_words(&log));
         first_process(run, place).map(drop)

@@ -91,6 +91,14 @@ pub fn ginkgo() -> Result<PathBuf> {
     kube("ginkgo", "github.com/onsi/ginkgo/v2/ginkgo")
 }
 
+/// kubectl of the cluster's release.
+///
+/// # Errors
+/// When it cannot be had.
+pub fn kubectl() -> Result<PathBuf> {
+    assets::locate(Program::Kubectl)
+}
+
 fn coredns() -> Result<PathBuf> {
     go::once(&cache()?.join("coredns").join(COREDNS_VERSION), "coredns", |temporary| {
         say(&format!("CoreDNS {COREDNS_VERSION}: building it with Go (minutes, once)"));

@@ -16,7 +16,7 @@ use std::io::{Read, Seek, Write};
 use std::path::{Path, PathBuf};
 
 /// Holds the path of the run folder of the machine's cluster; empty or absent: there is none.
-const MARK: &str = "/run/weir-cluster";
+pub(super) const MARK: &str = "/run/weir-cluster";
 
 /// What is there.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -122,6 +122,26 @@ impl Run {
         let temporary = self.root.join(".state.json");
         fs::write(&temporary, serde_json::to_vec_pretty(&state)?)?;
         Ok(fs::rename(&temporary, self.file())?)
+    }
+
+    /// Writes down a process that was started.
+    ///
+    /// # Errors
+    /// As [`Self::change`].
+    pub fn keep(&self, name: &str, process: Identity) -> Result<()> {
+        self.change(|state| {
+            state.processes.insert(name.to_owned(), process);
+        })
+    }
+
+    /// Strikes out a process that has ended.
+    ///
+    /// # Errors
+    /// As [`Self::change`].
+    pub fn forget(&self, name: &str) -> Result<()> {
+        self.change(|state| {
+            state.processes.remove(name);
+        })
     }
 
     /// Removes the folder.

@@ -40,6 +40,24 @@ pub(super) fn programs() -> Result<()> {
     Ok(())
 }
 
+/// What a cluster runs beside the control plane, most of it as source only; and the modules.
+pub(super) fn cluster() -> Result<()> {
+    let folder = cache::dir()?.join("kube").join(VERSION);
+    if ["kubelet", "kubectl", "kube-scheduler", "kube-proxy", "agnhost", "pause"]
+        .iter()
+        .all(|name| is_program(&folder.join(name)))
+    {
+        say(format_args!("Kubernetes {VERSION}, nodes: there"));
+        return Ok(());
+    }
+    let go = go()?;
+    say(format_args!(
+        "Kubernetes {VERSION}, nodes: built with {} when a cluster comes up, once (10 to 30 minutes)",
+        go.display()
+    ));
+    Ok(())
+}
+
 /// h2spec, which comes as source only.
 pub(super) fn h2spec() -> Result<()> {
     if is_program(&cache::dir()?.join("h2spec").join(H2SPEC).join("h2spec")) {
