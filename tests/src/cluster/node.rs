@@ -95,7 +95,7 @@ pub(super) fn make_network(place: Place) -> Result<()> {
         format!("addr add {}/64 dev eth0 nodad", place.v6()),
         "link set eth0 up".to_owned(),
         format!("route add default via {gateway}"),
-        format!("-6 route add default via {gateway6}"),
+        format!("route add default via {gateway6}"),
     ];
     let others = (1..=MOST_NODES).map(|number| Place { number }).filter(|other| *other != place);
     lines.extend(others.flat_map(routes_to));
@@ -108,7 +108,7 @@ pub(super) fn make_network(place: Place) -> Result<()> {
 /// The Pods of a node are behind it.
 fn routes_to(place: Place) -> [String; 2] {
     let [v4, v6] = place.pod_cidrs();
-    [format!("route replace {v4} via {}", place.v4()), format!("-6 route replace {v6} via {}", place.v6())]
+    [format!("route replace {v4} via {}", place.v4()), format!("route replace {v6} via {}", place.v6())]
 }
 
 /// Writes a node's settings and gives it disks with the images on them.
