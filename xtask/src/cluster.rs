@@ -5,7 +5,7 @@ use crate::setup::{self, Group};
 use crate::shell::{run as run_command, target};
 use crate::{root, test};
 use anyhow::Result;
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -20,7 +20,9 @@ pub(crate) struct Args {
 /// When what it needs cannot be had.
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let verb = args.words.first().map_or("", String::as_str);
-    if verb == "up" {
+    let kind = args.words.windows(2).any(|pair| pair == ["--provider", "kind"])
+        || args.words.iter().any(|word| word == "--provider=kind");
+    if verb == "up" && !kind {
         setup::prepare(&[Group::Run, Group::Cluster])?;
     }
     let program = test::program("cluster", &[])?;
@@ -29,8 +31,15 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     if matches!(verb, "up" | "proxy") && !words.iter().any(|word| word.starts_with("--image")) {
         words.extend(["--image", &image]);
     }
-    let mut command = root::raised(&program, &words)?;
-    if verb == "exec" {
+    // kind and its container engine are the user's.
+    let mut command = if kind {
+        let mut command = Command::new(&program);
+        command.args(&words);
+        command
+    } else {
+        root::raised(&program, &words)?
+    };
+    if verb == "exec" || verb == "e2e" {
         let status = command.status()?;
         return Ok(ExitCode::from(u8::try_from(status.code().unwrap_or(1)).unwrap_or(1)));
     }

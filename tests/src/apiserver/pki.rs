@@ -82,8 +82,7 @@ impl Signer {
     /// # Errors
     /// When a file cannot be written.
     pub(crate) fn accounts(&self) -> Result<Accounts> {
-        let accounts =
-            Accounts { public: self.dir.join("accounts.pub"), key: self.dir.join("accounts.key") };
+        let accounts = Accounts { public: self.dir.join("accounts.pub"), key: self.dir.join("accounts.key") };
         let key = KeyPair::generate()?;
         fs::write(&accounts.public, key.public_key_pem())?;
         fs::write(&accounts.key, key.serialize_pem())?;

@@ -2,9 +2,10 @@
 //! commands in the outside client's namespace. Needs root.
 
 use anyhow::{Context, Result, bail};
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use lab::cluster::plan::OUTSIDE;
-use lab::cluster::{Cluster, Cni, IpFamily, Plan, Proxy, boot, down, up};
+use lab::cluster::state::Run;
+use lab::cluster::{Cluster, Cni, IpFamily, Plan, Proxy, balancer, boot, down, e2e, kind, up};
 use lab::netns::Netns;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
@@ -21,7 +22,13 @@ enum Verb {
     /// Starts a cluster, which stays when the command ends.
     Up(Up),
     /// Takes it down and looks whether anything is left.
-    Down,
+    Down {
+        #[arg(long, default_value = "local")]
+        provider: Provider,
+    },
+    /// Runs upstream's end-to-end suite against the cluster; exit code 1 on a failure that is
+    /// not expected.
+    E2e(E2e),
     /// Another proxy on the cluster that runs.
     Proxy {
         proxy: Proxy,
@@ -39,13 +46,43 @@ enum Verb {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
         command: Vec<String>,
     },
+    /// The load balancer of the cluster.
+    #[command(hide = true)]
+    Balancer { run: PathBuf },
     /// Process 1 of a node.
     #[command(hide = true)]
     Boot { file: PathBuf },
 }
 
+/// Where a cluster comes from.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Provider {
+    /// Nodes out of namespaces, on this machine.
+    Local,
+    /// The user's kind.
+    Kind,
+}
+
+#[derive(Args)]
+struct E2e {
+    #[arg(long, default_value = e2e::FOCUS)]
+    focus: String,
+    #[arg(long, default_value = e2e::SKIP)]
+    skip: String,
+    /// How many specs run beside each other.
+    #[arg(long, default_value_t = 4)]
+    parallel: u8,
+    #[arg(long, default_value = "1h")]
+    timeout: String,
+    /// Where the reports go; `target/e2e` without it.
+    #[arg(long)]
+    reports: Option<PathBuf>,
+}
+
 #[derive(Args)]
 struct Up {
+    #[arg(long, default_value = "local")]
+    provider: Provider,
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=3))]
     nodes: u8,
     /// Who forwards to Services.
@@ -73,12 +110,34 @@ fn main() -> ExitCode {
 
 fn run(verb: Verb) -> Result<ExitCode> {
     match verb {
-        Verb::Up(Up { nodes, proxy, ip_family, cni, image }) => {
+        Verb::Up(Up { provider, nodes, proxy, ip_family, cni, image }) => {
             let plan = Plan { nodes, ip_family, cni };
+            if provider == Provider::Kind {
+                kind::up(&plan, proxy, image.as_deref())?;
+                return Ok(ExitCode::SUCCESS);
+            }
             let cluster = up::up(&up::Options { plan, proxy, image })?;
             suggest(&cluster)?;
         }
-        Verb::Down => down::down()?,
+        Verb::Down { provider: Provider::Local } => down::down()?,
+        Verb::Down { provider: Provider::Kind } => kind::down()?,
+        Verb::E2e(words) => {
+            let reports = words
+                .reports
+                .unwrap_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../target/e2e"));
+            std::fs::create_dir_all(&reports)?;
+            let options = e2e::Options {
+                focus: words.focus,
+                skip: words.skip,
+                parallel: words.parallel,
+                timeout: words.timeout,
+                reports: reports.canonicalize()?,
+            };
+            if !e2e::run(&Cluster::attach()?, &options)? {
+                return Ok(ExitCode::FAILURE);
+            }
+        }
+        Verb::Balancer { run } => balancer::run(&Run::at(run))?,
         Verb::Proxy { proxy, image } => up::switch(&Cluster::attach()?, proxy, image.as_deref())?,
         Verb::Load { archive } => {
             for name in Cluster::attach()?.load_image(&archive)? {

@@ -46,9 +46,26 @@ pub(super) fn install_kube_proxy(cluster: &Cluster, mode: &str) -> Result<()> {
 /// When it does not go.
 pub(super) fn remove_kube_proxy(cluster: &Cluster) -> Result<()> {
     for what in ["daemonset", "configmap", "serviceaccount"] {
-        cluster.kubectl(&["delete", "-n", "kube-system", what, "kube-proxy", "--ignore-not-found", "--wait"])?;
+        cluster.kubectl(&[
+            "delete",
+            "-n",
+            "kube-system",
+            what,
+            "kube-proxy",
+            "--ignore-not-found",
+            "--wait",
+        ])?;
     }
-    cluster.kubectl(&["wait", "-n", "kube-system", "--for=delete", "pod", "-l", "k8s-app=kube-proxy", "--timeout=60s"])?;
+    cluster.kubectl(&[
+        "wait",
+        "-n",
+        "kube-system",
+        "--for=delete",
+        "pod",
+        "-l",
+        "k8s-app=kube-proxy",
+        "--timeout=60s",
+    ])?;
     let program = assets::locate(Program::KubeProxy)?;
     for node in cluster.nodes().iter().filter(|node| node.is_on()) {
         node.run(&program.to_string_lossy(), &["--cleanup"])?;
@@ -65,6 +82,20 @@ pub(super) fn install_weir(cluster: &Cluster) -> Result<()> {
     ensure!(folder.join("kustomization.yaml").is_file(), "no manifests in {}", folder.display());
     cluster.kubectl(&["apply", "-k", &folder.to_string_lossy()]).context("installing Weir")?;
     wait_weir(cluster)
+}
+
+/// Removes Weir: asks each Pod's own program to clean its node first, since what it has
+/// programmed outlives it on purpose; then deletes its objects.
+///
+/// # Errors
+/// When something does not go.
+pub(super) fn uninstall_weir(cluster: &Cluster) -> Result<()> {
+    if cluster.api().get("v1", "Namespace", "", WEIR_NAMESPACE)?.is_none() {
+        return Ok(());
+    }
+    let folder = deploy().to_string_lossy().into_owned();
+    let words = ["delete", "-k", &folder, "--ignore-not-found", "--wait", "--timeout=400s"];
+    cluster.kubectl(&words).map(drop)
 }
 
 /// # Errors

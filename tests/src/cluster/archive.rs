@@ -135,7 +135,8 @@ impl Image {
 
     /// Writes the layer and returns its digest.
     fn write_layer(&self, to: &Path) -> Result<String> {
-        let mut layer = Builder::new(Hashing { inner: io::BufWriter::new(File::create(to)?), hash: Sha256::new() });
+        let mut layer =
+            Builder::new(Hashing { inner: io::BufWriter::new(File::create(to)?), hash: Sha256::new() });
         for (path, entry) in &self.entries {
             match entry {
                 Entry::Folder { mode } => {
@@ -310,7 +311,8 @@ mod tests {
         assert!(same, "two runs differ");
         assert_eq!(named, ["weir.test/a:dev"]);
         assert_eq!(left.len(), 2, "the layer's own file is gone");
-        let paths: Vec<(&str, u32)> = paths.iter().map(|(path, mode)| (path.trim_end_matches('/'), *mode)).collect();
+        let paths: Vec<(&str, u32)> =
+            paths.iter().map(|(path, mode)| (path.trim_end_matches('/'), *mode)).collect();
         let wanted =
             [("bin", 0o755), ("bin/sh", 0o777), ("etc", 0o755), ("etc/passwd", 0o644), ("tmp", 0o1777)];
         assert_eq!(paths, wanted);

@@ -225,8 +225,10 @@ mod tests {
 28 25 0:25 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw
 29 1 0:26 / /tmp/elsewhere rw - cgroup2 cgroup2 rw
 ";
-        let found: Vec<(String, Option<String>)> =
-            parse(mounts).into_iter().map(|one| (one.mount_point.display().to_string(), one.options)).collect();
+        let found: Vec<(String, Option<String>)> = parse(mounts)
+            .into_iter()
+            .map(|one| (one.mount_point.display().to_string(), one.options))
+            .collect();
         let wanted = [
             ("/sys/fs/cgroup/cpu,cpuacct", Some("cpu,cpuacct")),
             ("/sys/fs/cgroup/systemd", Some("none,name=systemd")),

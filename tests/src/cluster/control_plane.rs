@@ -24,6 +24,7 @@ pub(super) const ETCD: &str = "etcd";
 pub(super) const API: &str = "kube-apiserver";
 pub(super) const CONTROLLERS: &str = "kube-controller-manager";
 pub(super) const SCHEDULER: &str = "kube-scheduler";
+pub(super) const BALANCER: &str = "balancer";
 
 /// What is written down of reads of Secrets: who asked for which, not what was in them.
 const AUDIT_POLICY: &str = "apiVersion: audit.k8s.io/v1
@@ -137,6 +138,15 @@ pub(super) fn connect(run: &Run) -> Result<Connection> {
     Ok(api)
 }
 
+/// Starts the load balancer, in the outside client's namespace.
+///
+/// # Errors
+/// When it cannot be started.
+pub(super) fn start_balancer(run: &Run) -> Result<()> {
+    let folder = run.root().display().to_string();
+    launch(run, BALANCER, &run.program(), vec!["balancer".into(), folder])
+}
+
 fn launch(run: &Run, name: &str, program: &Path, arguments: Vec<String>) -> Result<()> {
     let netns = Netns::attach(OUTSIDE)?;
     let words: Vec<String> = std::iter::once(program.display().to_string()).chain(arguments).collect();
@@ -243,7 +253,8 @@ mod tests {
         let run = Run::at(&folder);
         write_keys(&run, &Plan::default())?;
         let words = api_arguments(&run, &Plan::default());
-        let named = words.iter().filter_map(|word| word.split_once('=')).filter(|(_, path)| path.ends_with(".key"));
+        let named =
+            words.iter().filter_map(|word| word.split_once('=')).filter(|(_, path)| path.ends_with(".key"));
         let missing: Vec<_> = named.filter(|(_, path)| !Path::new(path).is_file()).collect();
         let kubeconfig = fs::read_to_string(run.pki().join("node3.kubeconfig"))?;
         fs::remove_dir_all(&folder)?;

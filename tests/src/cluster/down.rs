@@ -1,7 +1,7 @@
 //! Takes a cluster down: ends the processes that were written down and no others, removes
 //! what they had, and then looks whether anything is left.
 
-use super::control_plane::{API, CONTROLLERS, ETCD, SCHEDULER, end};
+use super::control_plane::{API, BALANCER, CONTROLLERS, ETCD, SCHEDULER, end};
 use super::inspect::BpfObjects;
 use super::node::{remove_mount_points, switch_off};
 use super::plan::{MOST_NODES, OUTSIDE, PREFIX, Place};
@@ -16,8 +16,6 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// The balancer runs in the outside client's namespace.
-pub(super) const BALANCER: &str = "balancer";
 /// The kernel frees programs and maps a while after their last user has gone.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -48,9 +46,8 @@ pub(super) fn remove(run: &Run) -> Result<()> {
     let Some(state) = run.state()? else { return Ok(()) };
     end(run, BALANCER, false)?;
     std::thread::scope(|scope| {
-        let nodes: Vec<_> = (1..=MOST_NODES)
-            .map(|number| scope.spawn(move || switch_off(run, Place { number })))
-            .collect();
+        let nodes: Vec<_> =
+            (1..=MOST_NODES).map(|number| scope.spawn(move || switch_off(run, Place { number }))).collect();
         nodes.into_iter().try_for_each(|node| match node.join() {
             Ok(done) => done,
             Err(panic) => std::panic::resume_unwind(panic),
@@ -103,10 +100,15 @@ fn report(run: &Run, made: &[PathBuf], bpf: &BpfObjects) -> Result<()> {
         Ok(())
     });
     let count = bpf.programs.len() + bpf.maps.len();
-    tell(&format!("BPF objects (of {count})"), loaded.err().map(|error| error.to_string()).into_iter().collect());
+    tell(
+        &format!("BPF objects (of {count})"),
+        loaded.err().map(|error| error.to_string()).into_iter().collect(),
+    );
     let files = made.iter().map(PathBuf::as_path).chain([run.root(), Path::new(super::state::MARK)]);
     // The mark is the lock that we hold when nothing was up.
-    let files = files.filter(|path| path.exists() && !fs::metadata(path).is_ok_and(|meta| meta.is_file() && meta.size() == 0));
+    let files = files.filter(|path| {
+        path.exists() && !fs::metadata(path).is_ok_and(|meta| meta.is_file() && meta.size() == 0)
+    });
     tell("files", files.map(|path| path.display().to_string()).collect());
     if left > 0 {
         bail!("{left} left behind");

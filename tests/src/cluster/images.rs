@@ -242,13 +242,8 @@ fn ctr(socket: &Path, words: &[&str]) -> Result<String> {
 /// Changes with whatever goes into the images.
 fn fingerprint(programs: &Programs) -> Result<String> {
     let mut text = format!("recipe {RECIPE}\n");
-    let built = [
-        &programs.agnhost,
-        &programs.regression,
-        &programs.coredns,
-        &programs.pause,
-        &programs.kube_proxy,
-    ];
+    let built =
+        [&programs.agnhost, &programs.regression, &programs.coredns, &programs.pause, &programs.kube_proxy];
     let debian = ["busybox", "dash", "nc.openbsd", "wget", "curl", "iperf", "nft", "xtables-nft-multi", "ip"];
     let debian: Vec<PathBuf> = debian.iter().map(|name| installed(name)).collect::<Result<_>>()?;
     for file in built.into_iter().chain(&debian) {

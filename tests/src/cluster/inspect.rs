@@ -9,6 +9,9 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
+/// What the kernel itself pins in every bpffs.
+const KERNELS_OWN: [&str; 2] = ["/sys/fs/bpf/maps.debug", "/sys/fs/bpf/progs.debug"];
+
 /// A process of Weir's on a node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Agent {
@@ -108,14 +111,14 @@ impl Node<'_> {
             found.attached.extend(on_cgroups(&attached));
         }
         let pins = self.run("find", &["/sys/fs/bpf", "-mindepth", "1", "!", "-type", "d"])?;
-        found.pins = pins.lines().map(str::to_owned).collect();
+        let pins = pins.lines().filter(|pin| !KERNELS_OWN.contains(pin));
+        found.pins = pins.map(str::to_owned).collect();
         let programs = bpftool(&mut self.command("bpftool", &["-f"])?, &["prog", "show"])?;
         let attached: BTreeSet<u32> = found.attached.iter().map(|(_, id)| *id).collect();
         let mut maps: BTreeSet<u32> = BTreeSet::new();
         for program in objects(&programs) {
             let Some(number) = id(program, "id") else { continue };
-            let pinned = program["pinned"].as_array().is_some_and(|pins| !pins.is_empty());
-            if pinned || attached.contains(&number) {
+            if is_pinned(program) || attached.contains(&number) {
                 found.programs.insert(number, program["name"].as_str().unwrap_or_default().to_owned());
                 let used = program["map_ids"].as_array().into_iter().flatten();
                 maps.extend(used.filter_map(|id| u32::try_from(id.as_u64()?).ok()));
@@ -123,8 +126,7 @@ impl Node<'_> {
         }
         let all = bpftool(&mut self.command("bpftool", &["-f"])?, &["map", "show"])?;
         for map in objects(&all) {
-            let pinned = map["pinned"].as_array().is_some_and(|pins| !pins.is_empty());
-            if let Some(number) = id(map, "id").filter(|number| pinned || maps.contains(number)) {
+            if let Some(number) = id(map, "id").filter(|number| is_pinned(map) || maps.contains(number)) {
                 found.maps.insert(number, map["name"].as_str().unwrap_or_default().to_owned());
             }
         }
@@ -143,7 +145,8 @@ impl Node<'_> {
 }
 
 fn is_weir(pid: u32) -> bool {
-    fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe.file_name().is_some_and(|name| name == "weir"))
+    fs::read_link(format!("/proc/{pid}/exe"))
+        .is_ok_and(|exe| exe.file_name().is_some_and(|name| name == "weir"))
 }
 
 fn agent(pid: u32) -> Result<Agent> {
@@ -178,7 +181,8 @@ fn role(words: &[String]) -> String {
 
 /// Reads `/proc/PID/task/TID/status`.
 fn thread(status: &str) -> Thread {
-    let bits = |key| field(status, key).and_then(|text| u64::from_str_radix(text, 16).ok()).unwrap_or_default();
+    let bits =
+        |key| field(status, key).and_then(|text| u64::from_str_radix(text, 16).ok()).unwrap_or_default();
     let number = |key| field(status, key).and_then(|text| text.parse::<u8>().ok()).unwrap_or_default();
     let numbers = |key| -> Vec<u32> {
         let text = field(status, key).unwrap_or_default();
@@ -230,6 +234,11 @@ fn objects(list: &Value) -> impl Iterator<Item = &Value> {
 
 fn id(object: &Value, key: &str) -> Option<u32> {
     object[key].as_u64()?.try_into().ok()
+}
+
+/// True when a pin of somebody's leads to the object.
+fn is_pinned(object: &Value) -> bool {
+    objects(&object["pinned"]).filter_map(Value::as_str).any(|pin| !KERNELS_OWN.contains(&pin))
 }
 
 /// Reads `bpftool net show`: lists by kind of hook, in one object.

@@ -16,12 +16,15 @@
 
 mod addons;
 mod archive;
+pub mod balancer;
 pub mod boot;
 mod cgroups;
 mod control_plane;
 pub mod down;
+pub mod e2e;
 pub mod images;
 pub mod inspect;
+pub mod kind;
 mod node;
 pub mod plan;
 mod process;
@@ -227,8 +230,15 @@ impl Cluster {
         let names = archive::names(&file)?;
         std::thread::scope(|scope| {
             let nodes: Vec<Node<'_>> = self.nodes().into_iter().filter(Node::is_on).collect();
-            let imports: Vec<_> =
-                nodes.into_iter().map(|node| scope.spawn({ let file = &file; move || node.load_image(file) })).collect();
+            let imports: Vec<_> = nodes
+                .into_iter()
+                .map(|node| {
+                    scope.spawn({
+                        let file = &file;
+                        move || node.load_image(file)
+                    })
+                })
+                .collect();
             imports.into_iter().try_for_each(|import| match import.join() {
                 Ok(done) => done,
                 Err(panic) => std::panic::resume_unwind(panic),
@@ -243,7 +253,8 @@ impl Cluster {
     /// When the API server does not answer.
     pub fn weir_pods(&self) -> Result<Vec<(String, String)>> {
         let pods = self.api.list("v1", "Pod", addons::WEIR_NAMESPACE, "app.kubernetes.io/name=weir")?;
-        let text = |pod: &Value, at: &str| pod.pointer(at).and_then(Value::as_str).unwrap_or_default().to_owned();
+        let text =
+            |pod: &Value, at: &str| pod.pointer(at).and_then(Value::as_str).unwrap_or_default().to_owned();
         let running = pods.iter().filter(|pod| text(pod, "/status/phase") == "Running");
         Ok(running.map(|pod| (text(pod, "/spec/nodeName"), text(pod, "/metadata/name"))).collect())
     }

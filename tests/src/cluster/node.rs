@@ -135,12 +135,16 @@ pub(super) fn write_disks(
     write("containerd.toml", containerd_config(&programs.cni))?;
     write("kubelet.json", serde_json::to_string_pretty(&kubelet_config(run, place))?)?;
     write("hostname", format!("{name}\n"))?;
-    write("hosts", format!("127.0.0.1 localhost\n::1 localhost\n{} {name}\n{} {name}\n", place.v4(), place.v6()))?;
+    write(
+        "hosts",
+        format!("127.0.0.1 localhost\n::1 localhost\n{} {name}\n{} {name}\n", place.v4(), place.v6()),
+    )?;
     write("resolv.conf", format!("nameserver {}\n", CONTROL_PLANE[0]))?;
     // Where every installer puts it; its certificate and key are named by path.
     let kubeconfig = run.pki().join(format!("{name}.kubeconfig"));
     fs::copy(&kubeconfig, folder.join("kubernetes/kubelet.conf"))?;
-    let addresses = if plan.dual() { format!("{},{}", place.v4(), place.v6()) } else { place.v4().to_string() };
+    let addresses =
+        if plan.dual() { format!("{},{}", place.v4(), place.v6()) } else { place.v4().to_string() };
     let text = |path: &Path| path.display().to_string();
     let boot = Boot {
         name: name.clone(),

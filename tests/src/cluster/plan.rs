@@ -175,7 +175,10 @@ mod tests {
     #[test]
     fn single_stack_has_no_second_range() {
         let plan = Plan { ip_family: IpFamily::Ipv4, ..Plan::default() };
-        assert_eq!((plan.service_cidrs().as_str(), plan.pod_cidrs().as_str()), ("10.96.0.0/16", "10.244.0.0/16"));
+        assert_eq!(
+            (plan.service_cidrs().as_str(), plan.pod_cidrs().as_str()),
+            ("10.96.0.0/16", "10.244.0.0/16")
+        );
         assert_eq!(Plan::default().service_cidrs(), "10.96.0.0/16,fd00:10:96::/112");
     }
 

@@ -112,7 +112,8 @@ pub(super) fn start(netns: &Netns, log: &Path, words: &[impl AsRef<str>]) -> Res
 
 /// The end of a log.
 pub(super) fn last_words(log: &Path) -> String {
-    let log = fs::read(log).map_or_else(|error| error.to_string(), |log| String::from_utf8_lossy(&log).into());
+    let log =
+        fs::read(log).map_or_else(|error| error.to_string(), |log| String::from_utf8_lossy(&log).into());
     let lines: Vec<&str> = log.lines().collect();
     lines[lines.len().saturating_sub(12)..].join("\n")
 }

@@ -56,7 +56,10 @@ impl Programs {
             kubectl: assets::locate(Program::Kubectl)?,
             kube_proxy: assets::locate(Program::KubeProxy)?,
             agnhost: kube("agnhost", "k8s.io/kubernetes/test/images/agnhost")?,
-            regression: kube("regression-issue-74839", "k8s.io/kubernetes/test/images/regression-issue-74839")?,
+            regression: kube(
+                "regression-issue-74839",
+                "k8s.io/kubernetes/test/images/regression-issue-74839",
+            )?,
             coredns: coredns()?,
             pause: pause()?,
             cni: plugins()?,
@@ -112,7 +115,12 @@ fn plugins() -> Result<PathBuf> {
     for (name, package) in PLUGINS {
         go::once(&folder, name, |temporary| {
             say(&format!("CNI plugin {name} {CNI_VERSION}: building it with Go (seconds, once)"));
-            go::build("cni", &format!("github.com/containernetworking/plugins/plugins/{package}"), "-s -w", temporary)
+            go::build(
+                "cni",
+                &format!("github.com/containernetworking/plugins/plugins/{package}"),
+                "-s -w",
+                temporary,
+            )
         })?;
     }
     Ok(folder)
@@ -123,7 +131,12 @@ fn pause() -> Result<PathBuf> {
     go::once(&kube_cache()?, "pause", |temporary| {
         let source = go::module_folder("kube", "k8s.io/kubernetes")?.join("build/pause/linux/pause.c");
         let mut compiler = Command::new("cc");
-        compiler.args(["-Os", "-static"]).arg(format!("-DVERSION={VERSION}")).arg("-o").arg(temporary).arg(&source);
+        compiler
+            .args(["-Os", "-static"])
+            .arg(format!("-DVERSION={VERSION}"))
+            .arg("-o")
+            .arg(temporary)
+            .arg(&source);
         if !compiler.status().context("starting cc")?.success() {
             bail!("cc cannot compile {} (static, so it needs libc's static library)", source.display());
         }
@@ -147,6 +160,9 @@ fn kube_cache() -> Result<PathBuf> {
 /// # Errors
 /// When it is not installed.
 pub(super) fn installed(name: &str) -> Result<PathBuf> {
-    let found = super::process::PATH.split(':').map(|folder| Path::new(folder).join(name)).find(|file| file.is_file());
+    let found = super::process::PATH
+        .split(':')
+        .map(|folder| Path::new(folder).join(name))
+        .find(|file| file.is_file());
     found.with_context(|| format!("{name} is not installed: `cargo xtask setup cluster` gets it"))
 }

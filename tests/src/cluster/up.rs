@@ -84,6 +84,7 @@ pub fn up(options: &Options) -> Result<Cluster> {
     control_plane::wait_ready(&run, cluster.api())?;
     clock.tell("the API server is ready");
     control_plane::start_controllers(&run, &plan, &programs)?;
+    control_plane::start_balancer(&run)?;
     for place in plan.places() {
         cluster.api().apply(&node::object(&plan, place))?;
         node::allow_kubelet(&run, place)?;
@@ -112,23 +113,20 @@ pub fn up(options: &Options) -> Result<Cluster> {
 /// When it does not become ready.
 pub fn switch(cluster: &Cluster, proxy: Proxy, image: Option<&Path>) -> Result<()> {
     if proxy == Proxy::Weir {
-        let image = image.context("no image of Weir is named")?;
-        addons::load_weir(cluster, image)?;
-        addons::install_weir(cluster)?;
+        install_weir(cluster, image.context("no image of Weir is named")?)?;
         return cluster.set_kube_proxy(Proxy::None);
     }
     cluster.set_kube_proxy(proxy)?;
-    uninstall_weir(cluster)
+    addons::uninstall_weir(cluster)
 }
 
-/// Removes Weir as a user does: its objects, then what it left on each node.
+/// Loads Weir's image, installs it as a user does, waits until it is ready on every node.
 ///
 /// # Errors
-/// When something does not go.
-pub fn uninstall_weir(cluster: &Cluster) -> Result<()> {
-    let folder = addons::deploy();
-    let words = ["delete", "-k", &folder.to_string_lossy(), "--ignore-not-found", "--wait", "--timeout=400s"];
-    cluster.kubectl(&words).map(drop)
+/// When a node or the API server refuses something, or a Pod does not become ready.
+pub fn install_weir(cluster: &Cluster, image: &Path) -> Result<()> {
+    addons::load_weir(cluster, image)?;
+    addons::install_weir(cluster)
 }
 
 /// containerd answers a moment after its node has booted.
