@@ -84,8 +84,8 @@ pub(super) fn install_weir(cluster: &Cluster) -> Result<()> {
     wait_weir(cluster)
 }
 
-/// Removes Weir: asks each Pod's own program to clean its node first, since what it has
-/// programmed outlives it on purpose; then deletes its objects.
+/// Removes Weir as a user does: its objects, then what it has programmed on the nodes, which
+/// outlives its Pods on purpose.
 ///
 /// # Errors
 /// When something does not go.
@@ -93,8 +93,16 @@ pub(super) fn uninstall_weir(cluster: &Cluster) -> Result<()> {
     if cluster.api().get("v1", "Namespace", "", WEIR_NAMESPACE)?.is_none() {
         return Ok(());
     }
-    let folder = deploy().to_string_lossy().into_owned();
-    let words = ["delete", "-k", &folder, "--ignore-not-found", "--wait", "--timeout=400s"];
+    let (manifests, cleanup) = (deploy(), deploy().join("cleanup"));
+    delete(cluster, &manifests)?;
+    cluster.kubectl(&["apply", "-k", &cleanup.to_string_lossy()])?;
+    cluster.wait_rollout("weir-cleanup", "daemonset/weir-cleanup", PATIENCE)?;
+    delete(cluster, &cleanup)
+}
+
+fn delete(cluster: &Cluster, folder: &Path) -> Result<()> {
+    // An agent that is told to end drains its connections first.
+    let words = ["delete", "-k", &folder.to_string_lossy(), "--ignore-not-found", "--wait", "--timeout=400s"];
     cluster.kubectl(&words).map(drop)
 }
 

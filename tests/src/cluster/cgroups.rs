@@ -12,6 +12,8 @@ use std::time::Duration;
 
 /// Where the machine, and each node, has them.
 const ROOT: &str = "/sys/fs/cgroup";
+/// Where cgroup v2 is alone: the node's own processes.
+const INNER: &str = "node";
 
 /// One mounted hierarchy.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,6 +71,24 @@ fn mount_options(shown: &str) -> String {
 /// When there is no hierarchy.
 pub(super) fn folders(node: &str) -> Result<Vec<PathBuf>> {
     Ok(hierarchies()?.iter().map(|one| one.mount_point.join(CGROUP).join(node)).collect())
+}
+
+/// Words that put what follows them into a node's cgroups, in the machine's namespaces.
+///
+/// # Errors
+/// When there is no hierarchy.
+pub(super) fn entering(node: &str) -> Result<Vec<String>> {
+    let script =
+        "while [ \"$1\" != -- ]; do echo $$ >\"$1/cgroup.procs\" || exit 1; shift; done; shift; exec \"$@\"";
+    let mut words: Vec<String> = ["sh", "-c", script, "sh"].map(str::to_owned).into();
+    words.extend(folders(node)?.iter().map(|folder| {
+        // Of cgroup v2 alone, once the node runs: see `mount_own`.
+        let inner = folder.join(INNER);
+        let at = if inner.is_dir() { &inner } else { folder };
+        at.display().to_string()
+    }));
+    words.push("--".into());
+    Ok(words)
 }
 
 /// Makes a node's folders.
@@ -131,7 +151,7 @@ pub(super) fn mount_own(hierarchies: &[Hierarchy]) -> Result<()> {
     if alone {
         // A cgroup that has children with controllers may hold no process (cgroup-v2.rst, "No
         // Internal Process Constraint"): the kubelet's pods are children of this one.
-        let own = Path::new(ROOT).join("node");
+        let own = Path::new(ROOT).join(INNER);
         fs::create_dir_all(&own)?;
         let every = fs::read_to_string(Path::new(ROOT).join("cgroup.procs"))?;
         for pid in every.lines() {

@@ -12,7 +12,6 @@ use crate::netns::{self, Netns};
 use crate::wait::until;
 use anyhow::{Context, Result, bail, ensure};
 use std::fs;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -29,6 +28,7 @@ pub fn down() -> Result<()> {
     let lock = Lock::take(&run)?;
     let Some(state) = run.state()? else {
         say("no cluster is up");
+        lock.clear()?;
         return report(&run, &[], &BpfObjects::default());
     };
     let bpf = bpf_of_all();
@@ -105,10 +105,7 @@ fn report(run: &Run, made: &[PathBuf], bpf: &BpfObjects) -> Result<()> {
         loaded.err().map(|error| error.to_string()).into_iter().collect(),
     );
     let files = made.iter().map(PathBuf::as_path).chain([run.root(), Path::new(super::state::MARK)]);
-    // The mark is the lock that we hold when nothing was up.
-    let files = files.filter(|path| {
-        path.exists() && !fs::metadata(path).is_ok_and(|meta| meta.is_file() && meta.size() == 0)
-    });
+    let files = files.filter(|path| path.exists());
     tell("files", files.map(|path| path.display().to_string()).collect());
     if left > 0 {
         bail!("{left} left behind");

@@ -159,6 +159,8 @@ fn arguments(cluster: &Cluster, options: &Options, suite: &Path) -> Result<Vec<S
         format!("--kubectl-path={}", text(&programs::kubectl()?)),
         "--dump-logs-on-failure=false".into(),
         "--node-os-distro=debian".into(),
+        // Specs that want several nodes believe this number, not the cluster.
+        format!("--num-nodes={}", cluster.plan().nodes),
     ]);
     Ok(words)
 }

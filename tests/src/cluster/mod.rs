@@ -247,6 +247,24 @@ impl Cluster {
         Ok(names)
     }
 
+    /// Loads Weir's image, installs it as a user does (`kubectl apply -k deploy`) and waits
+    /// until it is ready on every node.
+    ///
+    /// # Errors
+    /// When a node or the API server refuses something, or a Pod does not become ready.
+    pub fn install_weir(&self, image: &Path) -> Result<()> {
+        addons::load_weir(self, image)?;
+        addons::install_weir(self)
+    }
+
+    /// Removes Weir as a user does: its objects, then what it put on the nodes.
+    ///
+    /// # Errors
+    /// When something does not go.
+    pub fn uninstall_weir(&self) -> Result<()> {
+        addons::uninstall_weir(self)
+    }
+
     /// The Pods of Weir that run: node and name.
     ///
     /// # Errors
@@ -356,13 +374,16 @@ impl Node<'_> {
         Ok(String::from_utf8_lossy(&out.stdout).into_owned())
     }
 
-    /// A command that runs on the node, in all of its namespaces.
+    /// A command that runs on the node, in all of its namespaces and in its cgroups: its
+    /// connects are the node's.
     ///
     /// # Errors
     /// When the node is off.
     pub fn command(&self, program: &str, words: &[&str]) -> Result<Command> {
-        let mut command = Command::new("nsenter");
-        command.args(["--target", &self.pid()?.to_string()]);
+        let pid = self.pid()?.to_string();
+        let entering = cgroups::entering(&self.name())?;
+        let mut command = Command::new(&entering[0]);
+        command.args(&entering[1..]).args(["nsenter", "--target", &pid]);
         command.args(["--mount", "--uts", "--ipc", "--net", "--pid", "--", program]).args(words);
         command.env("PATH", process::PATH).stdin(Stdio::null());
         Ok(command)

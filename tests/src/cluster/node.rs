@@ -178,16 +178,7 @@ pub(super) fn switch_on(run: &Run, place: Place) -> Result<()> {
     let pid_file = run.node(&name).join("pid");
     let _ = fs::remove_file(&pid_file);
     // Into the cgroups first: the cgroup namespace begins where its maker is.
-    let mut words: Vec<String> = [
-        "sh",
-        "-c",
-        "while [ \"$1\" != -- ]; do echo $$ >\"$1/cgroup.procs\" || exit 1; shift; done; shift; exec \"$@\"",
-        "sh",
-    ]
-    .map(str::to_owned)
-    .into();
-    words.extend(cgroups::folders(&name)?.iter().map(|folder| folder.display().to_string()));
-    words.push("--".into());
+    let mut words = cgroups::entering(&name)?;
     words.extend(
         "unshare --mount --propagation private --pid --fork --kill-child --uts --ipc --cgroup"
             .split(' ')

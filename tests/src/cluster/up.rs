@@ -113,20 +113,11 @@ pub fn up(options: &Options) -> Result<Cluster> {
 /// When it does not become ready.
 pub fn switch(cluster: &Cluster, proxy: Proxy, image: Option<&Path>) -> Result<()> {
     if proxy == Proxy::Weir {
-        install_weir(cluster, image.context("no image of Weir is named")?)?;
+        cluster.install_weir(image.context("no image of Weir is named")?)?;
         return cluster.set_kube_proxy(Proxy::None);
     }
     cluster.set_kube_proxy(proxy)?;
-    addons::uninstall_weir(cluster)
-}
-
-/// Loads Weir's image, installs it as a user does, waits until it is ready on every node.
-///
-/// # Errors
-/// When a node or the API server refuses something, or a Pod does not become ready.
-pub fn install_weir(cluster: &Cluster, image: &Path) -> Result<()> {
-    addons::load_weir(cluster, image)?;
-    addons::install_weir(cluster)
+    cluster.uninstall_weir()
 }
 
 /// containerd answers a moment after its node has booted.
