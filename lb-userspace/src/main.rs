@@ -4,6 +4,11 @@ use std::io::Write;
 use std::process::ExitCode;
 use weir::args::{self, Task};
 
+/// Musl's own allocator has one lock for all threads, at which the proxy's workers would wait.
+#[cfg(target_env = "musl")]
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     let task = match args::parse(std::env::args_os()) {
         Ok(task) => task,

@@ -5,6 +5,7 @@
 //! other's programs. It is rewritten only when its bytes change, so that the agent is
 //! not rebuilt for nothing.
 
+use crate::remap::{self, Remap};
 use crate::shell::{find, is_program, line, root, run, say, target};
 use crate::toolchain::{LLVM, TARGET, Toolchain, choose, linker};
 use anyhow::{Context, Result, bail};
@@ -68,7 +69,10 @@ pub(crate) fn cargo(toolchain: &Toolchain, verb: &str) -> Result<Command> {
     }
     // aya-ebpf needs features that are not stable yet; the distribution's compiler is a stable one.
     cargo.env("RUSTC_BOOTSTRAP", "1");
-    cargo.env("CARGO_ENCODED_RUSTFLAGS", flags().join("\x1f"));
+    // Line tables stay in the object.
+    let remaps = remap::all(|| toolchain.source.rustc())?;
+    let flags: Vec<String> = flags().into_iter().chain(remaps.iter().map(Remap::for_rustc)).collect();
+    cargo.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
     cargo.env("CARGO_TARGET_BPFEL_UNKNOWN_NONE_LINKER", linker);
     Ok(cargo)
 }

@@ -15,7 +15,9 @@ mod cache;
 mod cluster;
 mod ebpf;
 mod fuzz;
+mod image;
 mod lint;
+mod remap;
 mod root;
 mod run;
 mod setup;
@@ -39,6 +41,8 @@ enum Verb {
     BuildEbpf,
     /// Builds the eBPF object, then the release agent, `target/release/weir`.
     Build,
+    /// Builds the container image, `target/weir-image.tar`.
+    Image(image::Args),
     /// Builds, then runs the demo: namespaces, an agent, real traffic.
     Run(run::Args),
     /// Runs the tests: all layers, or the named ones.
@@ -62,6 +66,7 @@ fn main() -> ExitCode {
         Verb::Setup(args) => setup::run(&args),
         Verb::BuildEbpf => ebpf::build().map(drop),
         Verb::Build => build::run(),
+        Verb::Image(args) => image::run(&args),
         Verb::Run(args) => run::run(&args),
         // Its last line is the sum; nothing is said after it.
         Verb::Test(args) => match test::run(&args) {

@@ -4,9 +4,11 @@
 //! install. Nothing that is there already is touched, and a second run changes nothing.
 //! What cannot be had does not stop the rest; the last line counts it.
 
+mod image;
 mod kube;
 
 use crate::ebpf;
+use crate::image::platform::Platform;
 use crate::root::raised;
 use crate::shell::{find, line, output, run as run_command, say};
 use crate::toolchain::{
@@ -37,6 +39,8 @@ pub(crate) enum Group {
     Bench,
     /// A real cluster on this machine.
     Cluster,
+    /// The container image, for every platform.
+    Image,
 }
 
 /// A program that comes in a package.
@@ -92,7 +96,7 @@ const fn tool(group: Group, program: &'static str, package: &'static str) -> Too
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let every = [Group::Build, Group::Run, Group::Test, Group::Bench, Group::Cluster];
+    let every = [Group::Build, Group::Run, Group::Test, Group::Bench, Group::Cluster, Group::Image];
     prepare(if args.groups.is_empty() { &every } else { &args.groups })
 }
 
@@ -123,6 +127,28 @@ pub(crate) fn prepare(groups: &[Group]) -> Result<()> {
     if groups.contains(&Group::Cluster) {
         note(&mut missing, kube::cluster());
     }
+    if groups.contains(&Group::Image) {
+        for platform in Platform::ALL {
+            note(&mut missing, image::prepare(platform));
+        }
+    }
+    sum(&missing)
+}
+
+/// Makes the machine ready to build the image for these platforms.
+///
+/// # Errors
+/// As [`prepare`].
+pub(crate) fn for_image(platforms: &[Platform]) -> Result<()> {
+    prepare(&[Group::Build])?;
+    let mut missing = Vec::new();
+    for platform in platforms {
+        note(&mut missing, image::prepare(*platform));
+    }
+    sum(&missing)
+}
+
+fn sum(missing: &[()]) -> Result<()> {
     match missing.len() {
         0 => Ok(()),
         n => bail!("setup: {n} missing, see above"),

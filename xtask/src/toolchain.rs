@@ -46,7 +46,8 @@ impl std::fmt::Display for Source {
 }
 
 impl Source {
-    fn rustc(&self) -> Command {
+    /// Returns this compiler.
+    pub(crate) fn rustc(&self) -> Command {
         match self {
             Self::Rustup(name) => rustup_run(name, "rustc"),
             Self::Distribution { rustc, .. } => Command::new(rustc),
