@@ -16,6 +16,7 @@ pub mod cases;
 pub mod clients;
 pub mod cluster;
 pub mod conformance;
+pub mod deploy;
 pub mod flood;
 pub mod flows;
 mod go;

@@ -1,7 +1,11 @@
 //! Against a real API server: the control plane itself, then what Weir makes of it.
 
+#[path = "api/deploy.rs"]
+mod deploy;
 #[path = "api/ingress.rs"]
 mod ingress;
+#[path = "api/rights.rs"]
+mod rights;
 
 use anyhow::Result;
 use lab::apiserver::{ApiServer, Place, Pod};

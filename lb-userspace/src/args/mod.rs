@@ -181,6 +181,9 @@ pub struct CleanupArgs {
     /// The agent's state folder
     #[arg(long, env = "WEIR_STATE_DIR", default_value = config::STATE_DIR, value_name = "PATH")]
     pub state_dir: PathBuf,
+    /// Do nothing afterwards until told to end: for the Pods of a DaemonSet
+    #[arg(long, hide = true)]
+    pub stay: bool,
 }
 
 /// What is to be done, with everything checked.

@@ -2,7 +2,7 @@
 
 use super::config;
 use super::value::{
-    AccessLog, Cidrs, Devices, NodePortAddresses, PortRanges, Ports, cidr, duration, external_ips,
+    AccessLog, Cidrs, Devices, NodePortAddresses, PortRanges, Ports, cidr, duration, external_ips, listen,
     object_key, on_off, port_range, size, status_address,
 };
 use crate::model::ExternalIps;
@@ -215,10 +215,10 @@ pub struct RunArgs {
     pub access_log_format: AccessLogFormat,
 
     /// Serves /healthz, /livez and /readyz
-    #[arg(long, env = "WEIR_HEALTHZ_LISTEN", value_name = "ADDR:PORT", default_value = "[::]:10256", alias = "healthz-bind-address", help_heading = ASKING)]
+    #[arg(long, env = "WEIR_HEALTHZ_LISTEN", value_name = "ADDR:PORT", value_parser = listen, default_value = "[::]:10256", alias = "healthz-bind-address", help_heading = ASKING)]
     pub healthz_listen: SocketAddr,
     /// Serves /metrics and /proxyMode
-    #[arg(long, env = "WEIR_METRICS_LISTEN", value_name = "ADDR:PORT", default_value = "127.0.0.1:10249", alias = "metrics-bind-address", help_heading = ASKING)]
+    #[arg(long, env = "WEIR_METRICS_LISTEN", value_name = "ADDR:PORT", value_parser = listen, default_value = "127.0.0.1:10249", alias = "metrics-bind-address", help_heading = ASKING)]
     pub metrics_listen: SocketAddr,
     /// Unix socket that `weir status` and its sisters ask [default: admin.sock in the state folder]
     #[arg(long, env = "WEIR_ADMIN_SOCKET", value_name = "PATH", help_heading = ASKING)]

@@ -6,7 +6,7 @@ use crate::model::ExternalIps;
 use crate::source::StatusAddress;
 use ipnet::IpNet;
 use lb_common::abi::PortRange;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -24,6 +24,20 @@ pub fn cidr(text: &str) -> Result<IpNet, String> {
 /// Prefixes between commas; an empty text is an empty list.
 fn cidr_list(text: &str) -> Result<Vec<IpNet>, String> {
     text.split(',').filter(|item| !item.trim().is_empty()).map(cidr).collect()
+}
+
+/// An address and a port to listen on. An IPv4 address may stand in brackets as well: whoever puts
+/// the word together, such as a Pod from its node's address, need not know the family.
+///
+/// # Errors
+/// When it is something else.
+pub fn listen(text: &str) -> Result<SocketAddr, String> {
+    let in_brackets = text.strip_prefix('[').and_then(|rest| rest.split_once("]:"));
+    let spelled = match in_brackets {
+        Some((ip, port)) if ip.parse::<Ipv4Addr>().is_ok() => format!("{ip}:{port}"),
+        _ => text.to_owned(),
+    };
+    spelled.parse().map_err(|_| "not ADDRESS:PORT".to_owned())
 }
 
 /// `on`, `off`, `true`, `false`.
@@ -281,6 +295,21 @@ mod tests {
         assert_eq!(status_address("lb.example.com"), Ok(StatusAddress::Hostname("lb.example.com".into())));
         for bad in ["", "a b", "-a", "a..b", "192.0.2.1:80", "http://x"] {
             assert!(status_address(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn an_address_to_listen_on_may_stand_in_brackets_whatever_its_family() {
+        for (text, address) in [
+            ("127.0.0.1:10249", "127.0.0.1:10249"),
+            ("[192.0.2.1]:10249", "192.0.2.1:10249"),
+            ("[::]:10256", "[::]:10256"),
+            ("[2001:db8::1]:80", "[2001:db8::1]:80"),
+        ] {
+            assert_eq!(listen(text), Ok(address.parse().unwrap()), "{text}");
+        }
+        for bad in ["", "80", "::1:80", "[192.0.2.1]", "[192.0.2.1]:70000", "[[::]]:80", "[]:80"] {
+            assert!(listen(bad).is_err(), "{bad}");
         }
     }
 

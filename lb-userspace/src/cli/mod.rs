@@ -17,6 +17,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 use tokio::net::UnixStream;
+use tokio::signal::unix::{SignalKind, signal};
 
 /// Exit code of `explain` for what would not be served.
 const NOT_SERVED: u8 = 3;
@@ -30,13 +31,17 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// # Errors
 /// When the agent cannot be asked, or refuses the question.
 pub fn run(verb: Verb) -> anyhow::Result<ExitCode> {
-    if let Verb::Cleanup(CleanupArgs { bpffs, state_dir }) = &verb {
-        return crate::cleanup::run(bpffs, state_dir).map(|()| ExitCode::SUCCESS);
-    }
     if let Verb::InitNode(args) = &verb {
         return crate::init_node::run(args).map(|()| ExitCode::SUCCESS);
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    if let Verb::Cleanup(CleanupArgs { bpffs, state_dir, stay }) = &verb {
+        crate::cleanup::run(bpffs, state_dir)?;
+        if *stay {
+            runtime.block_on(told_to_end())?;
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
     runtime.block_on(ask(verb))
 }
 
@@ -154,6 +159,15 @@ pub async fn get(socket: &Path, path: &str, query: &[(&str, &str)]) -> anyhow::R
         bail!("{}", value.get("error").and_then(Value::as_str).unwrap_or("refused without a reason"));
     }
     Ok(value)
+}
+
+async fn told_to_end() -> anyhow::Result<()> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
 }
 
 /// Asks the agent behind `socket` for one of its states: whether it is good, and what it says,

@@ -15,8 +15,16 @@ use std::net::IpAddr;
 /// Who owns the fields that tests apply.
 const OWNER: &str = "weir-tests";
 /// Kinds without a namespace, among those that tests use.
-const CLUSTER_WIDE: [&str; 6] =
-    ["Namespace", "Node", "IngressClass", "ServiceCIDR", "ClusterRole", "ClusterRoleBinding"];
+const CLUSTER_WIDE: [&str; 8] = [
+    "Namespace",
+    "Node",
+    "IngressClass",
+    "ServiceCIDR",
+    "ClusterRole",
+    "ClusterRoleBinding",
+    "CustomResourceDefinition",
+    "ValidatingAdmissionPolicy",
+];
 
 /// A Pod as a test wants it to be: running on a node, with these addresses.
 #[derive(Debug, Clone, Default)]
