@@ -122,7 +122,7 @@ pub(crate) fn prepare(groups: &[Group]) -> Result<()> {
     }
     if groups.contains(&Group::Test) {
         note(&mut missing, kube::programs());
-        note(&mut missing, kube::h2spec());
+        note(&mut missing, kube::suites());
     }
     if groups.contains(&Group::Cluster) {
         note(&mut missing, kube::cluster());

@@ -42,7 +42,7 @@ enum Layer {
     Http,
     /// A real API server.
     Api,
-    /// Outside judges of the proxy: h2spec.
+    /// Outside judges of the proxy: h2spec; and the Helm chart beside kustomize.
     Suites,
     /// The upstream suite for Ingress controllers, from the folder that
     /// `WEIR_INGRESS_CONFORMANCE` names; some fourteen minutes.

@@ -1,4 +1,4 @@
-//! The Kubernetes programs of the api layer and h2spec of the suites layer: there, or a Go to
+//! The Kubernetes programs of the api layer and h2spec and Helm of the suites layer: there, or a Go to
 //! build them with.
 //!
 //! The tests build them on first use (`tests/src/go.rs`). The Go that they need
@@ -18,6 +18,8 @@ use std::process::Command;
 const VERSION: &str = "v1.36.3";
 /// The h2spec release of the suites layer; `tests/h2spec/go.mod` pins it.
 const H2SPEC: &str = "v2.2.1";
+/// The Helm release of the suites layer; `tests/helm/go.mod` pins it.
+const HELM: &str = "v3.19.0";
 /// The Go minor release that `tests/kube/go.mod` asks for.
 const GO_MINOR: u32 = 26;
 /// The Go that is fetched where there is none or an older one; the tests look for this name.
@@ -58,14 +60,16 @@ pub(super) fn cluster() -> Result<()> {
     Ok(())
 }
 
-/// h2spec, which comes as source only.
-pub(super) fn h2spec() -> Result<()> {
-    if is_program(&cache::dir()?.join("h2spec").join(H2SPEC).join("h2spec")) {
-        say(format_args!("h2spec {H2SPEC}: there"));
-        return Ok(());
+/// h2spec and Helm, which are built from source.
+pub(super) fn suites() -> Result<()> {
+    for (name, version, time) in [("h2spec", H2SPEC, "seconds"), ("helm", HELM, "some minutes")] {
+        if is_program(&cache::dir()?.join(name).join(version).join(name)) {
+            say(format_args!("{name} {version}: there"));
+            continue;
+        }
+        let go = go()?;
+        say(format_args!("{name} {version}: the tests build it with {}, once ({time})", go.display()));
     }
-    let go = go()?;
-    say(format_args!("h2spec {H2SPEC}: the tests build it with {}, once (seconds)", go.display()));
     Ok(())
 }
 
