@@ -19,12 +19,14 @@ fn by_name(objects: Vec<Value>) -> BTreeMap<String, String> {
     named.collect()
 }
 
-/// Containers, mounts, volumes, variables and subjects mean the same in any order.
+/// Containers, mounts, volumes, variables and subjects mean the same in any order; words do not.
 fn sorted(value: Value) -> Value {
     match value {
         Value::Array(list) => {
             let mut list: Vec<Value> = list.into_iter().map(sorted).collect();
-            list.sort_by_key(Value::to_string);
+            if list.iter().all(Value::is_object) {
+                list.sort_by_key(Value::to_string);
+            }
             Value::Array(list)
         }
         Value::Object(fields) => {

@@ -210,7 +210,8 @@ spec:
           emptyDir: {}
         - name: token
           projected:
-            defaultMode: 0400
+            {{- /* 0400, in the spelling of every YAML. */}}
+            defaultMode: 256
             sources:
               - serviceAccountToken:
                   path: token
