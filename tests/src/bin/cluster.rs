@@ -38,6 +38,8 @@ enum Verb {
     },
     /// Loads an image archive into every node.
     Load { archive: PathBuf },
+    /// Prints what each node has of Weir: BPF objects, processes, their memory.
+    Inspect,
     /// Runs a command where outside clients are, with KUBECONFIG set.
     Exec {
         /// On this node instead, in all of its namespaces.
@@ -144,6 +146,7 @@ fn run(verb: Verb) -> Result<ExitCode> {
                 println!("{name}");
             }
         }
+        Verb::Inspect => inspect()?,
         Verb::Exec { node, command } => return exec(node.as_deref(), &command),
         Verb::Boot { file } => boot::run(&file)?,
     }
@@ -173,6 +176,28 @@ fn exec(node: Option<&str>, words: &[String]) -> Result<ExitCode> {
         Some(code) => Ok(ExitCode::from(u8::try_from(code).unwrap_or(1))),
         None => bail!("{program} ended with {status}"),
     }
+}
+
+fn inspect() -> Result<()> {
+    for node in Cluster::attach()?.nodes().iter().filter(|node| node.is_on()) {
+        let bpf = node.bpf()?;
+        let [attached, programs] = [bpf.attached.len(), bpf.programs.len()];
+        let [maps, pins] = [bpf.maps.len(), bpf.pins.len()];
+        println!("{}: {attached} attachments, {programs} programs, {maps} maps, {pins} pins", node.name());
+        for agent in node.agents()? {
+            let mebibytes = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+            let capable = agent.threads.iter().map(|thread| thread.effective).fold(0, |all, one| all | one);
+            println!(
+                "  {:<11} pid {:<6} RSS {:5.1} MiB, PSS {:5.1} MiB, {} threads, capabilities {capable:#x}",
+                agent.role,
+                agent.pid,
+                mebibytes(agent.rss),
+                mebibytes(agent.pss),
+                agent.threads.len(),
+            );
+        }
+    }
+    Ok(())
 }
 
 fn suggest(cluster: &Cluster) -> Result<()> {

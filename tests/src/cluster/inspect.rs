@@ -3,6 +3,7 @@
 
 use super::Node;
 use anyhow::{Context, Result};
+use aya::programs::{SchedClassifier, TcAttachType};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -50,7 +51,7 @@ pub struct Thread {
 /// is pinned in its bpffs, and what these hold.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct BpfObjects {
-    /// Where each attached program is: `tcx/ingress eth0`, `cgroup_inet4_connect /`.
+    /// Where each attached program is: `tcx ingress eth0`, `cgroup_inet4_connect /`.
     pub attached: BTreeSet<(String, u32)>,
     /// Pinned files below `/sys/fs/bpf`.
     pub pins: BTreeSet<String>,
@@ -105,6 +106,7 @@ impl Node<'_> {
         let mut found = BpfObjects::default();
         let devices = bpftool(&mut self.command("bpftool", &[])?, &["net", "show"])?;
         found.attached.extend(on_devices(&devices));
+        found.attached.extend(self.netns()?.enter(tcx)??);
         for root in super::cgroups::hierarchies()?.iter().filter(|one| one.is_v2()) {
             let tree = root.mount_point.to_string_lossy().into_owned();
             let attached = bpftool(&mut self.command("bpftool", &[])?, &["cgroup", "tree", &tree])?;
@@ -249,12 +251,31 @@ fn on_devices(shown: &Value) -> Vec<(String, u32)> {
             for one in objects(list) {
                 let at = one["devname"].as_str().unwrap_or_default();
                 let how = one["kind"].as_str().or(one["mode"].as_str()).unwrap_or_default();
+                // Those are asked for by themselves.
+                if how.starts_with("tcx") {
+                    continue;
+                }
                 let number = id(one, "prog_id").or_else(|| id(one, "id"));
                 found.extend(number.map(|number| (format!("{kind} {how} {at}"), number)));
             }
         }
     }
     found
+}
+
+/// The programs of tcx on the devices of the calling thread's network namespace: bpftool
+/// before 7.3 does not know them.
+fn tcx() -> Result<Vec<(String, u32)>> {
+    let mut found = Vec::new();
+    for device in nix::net::if_::if_nameindex()?.iter() {
+        let name = device.name().to_string_lossy();
+        for (way, hook) in [("ingress", TcAttachType::Ingress), ("egress", TcAttachType::Egress)] {
+            // A device may go between the two calls, with all that is on it.
+            let Ok((_, programs)) = SchedClassifier::query_tcx(&name, hook) else { continue };
+            found.extend(programs.iter().map(|program| (format!("tcx {way} {name}"), program.id())));
+        }
+    }
+    Ok(found)
 }
 
 /// Reads `bpftool cgroup tree`: a list of cgroups with their programs.
@@ -308,10 +329,13 @@ mod tests {
     fn attached_programs_are_read_from_bpftool() {
         let net = json!([{
             "xdp": [{ "devname": "eth0", "ifindex": 2, "mode": "driver", "id": 7 }],
-            "tc": [{ "devname": "eth0", "kind": "tcx/ingress", "name": "weir_tc", "prog_id": 8 }],
+            "tc": [
+                { "devname": "eth0", "kind": "tcx/ingress", "name": "weir_tc", "prog_id": 9 },
+                { "devname": "eth0", "kind": "clsact/ingress", "name": "weir_tc", "id": 8 },
+            ],
             "flow_dissector": [], "netfilter": [],
         }]);
-        let wanted = [("tc tcx/ingress eth0".to_owned(), 8), ("xdp driver eth0".to_owned(), 7)];
+        let wanted = [("tc clsact/ingress eth0".to_owned(), 8), ("xdp driver eth0".to_owned(), 7)];
         let mut found = on_devices(&net);
         found.sort();
         assert_eq!(found, wanted);
