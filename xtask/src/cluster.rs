@@ -2,8 +2,8 @@
 //! `cluster` as root.
 
 use crate::setup::{self, Group};
-use crate::shell::{run as run_command, target};
-use crate::{root, test};
+use crate::shell::run as run_command;
+use crate::{image, root, test};
 use anyhow::Result;
 use std::process::{Command, ExitCode};
 
@@ -25,11 +25,15 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     if verb == "up" && !kind {
         setup::prepare(&[Group::Run, Group::Cluster])?;
     }
+    let image = if installs_weir(&args.words) {
+        Some(image::for_this_machine()?.display().to_string())
+    } else {
+        None
+    };
     let program = test::program("cluster", &[])?;
-    let image = target().join("weir-image.tar").display().to_string();
     let mut words: Vec<&str> = args.words.iter().map(String::as_str).collect();
-    if matches!(verb, "up" | "proxy") && !words.iter().any(|word| word.starts_with("--image")) {
-        words.extend(["--image", &image]);
+    if let Some(image) = &image {
+        words.extend(["--image", image]);
     }
     // kind and its container engine are the user's.
     let mut command = if kind {
@@ -45,4 +49,43 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     }
     run_command(&mut command)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Tells whether a verb installs Weir, and names no archive for that.
+fn installs_weir(words: &[String]) -> bool {
+    let has = |name: &str| words.iter().any(|word| word == name || word.starts_with(&format!("{name}=")));
+    let other = |word: &String| word.starts_with("kube-proxy-") || word == "none";
+    let others = words.iter().any(|word| other(word))
+        || words
+            .iter()
+            .any(|word| word.strip_prefix("--proxy=").is_some_and(|proxy| other(&proxy.to_owned())));
+    match words.first().map(String::as_str) {
+        Some("up" | "proxy") => !has("--image") && !has("--help") && !has("-h") && !others,
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn image_is_built_only_where_it_is_installed() {
+        for (line, wanted) in [
+            ("up", true),
+            ("up --nodes 2", true),
+            ("up --proxy weir", true),
+            ("up --proxy none", false),
+            ("up --proxy=kube-proxy-nftables", false),
+            ("up --image x.tar", false),
+            ("up --image=x.tar", false),
+            ("proxy weir", true),
+            ("proxy kube-proxy-iptables", false),
+            ("down", false),
+            ("exec -- weir up", false),
+        ] {
+            let words: Vec<String> = line.split(' ').map(str::to_owned).collect();
+            assert_eq!(installs_weir(&words), wanted, "{line}");
+        }
+    }
 }

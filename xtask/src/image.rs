@@ -46,6 +46,22 @@ pub(crate) struct Args {
     rootfs: Option<PathBuf>,
 }
 
+/// Writes this machine's image where it is looked for, and returns where that is.
+///
+/// # Errors
+/// When it cannot be built.
+pub(crate) fn for_this_machine() -> Result<PathBuf> {
+    let args = Args {
+        platform: Vec::new(),
+        profile: Profile::Release,
+        name: NAME.into(),
+        output: None,
+        rootfs: None,
+    };
+    run(&args)?;
+    Ok(default_file())
+}
+
 pub(crate) fn run(args: &Args) -> Result<()> {
     let own = Platform::own();
     let mut platforms = args.platform.clone();
@@ -76,9 +92,13 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let about = About { name: &args.name, time, labels: labels() };
     let first = images.first().map(|image| image.platform);
     let archive = layout::archive(&about, &images, own.ok().or(first).context("no platform")?)?;
-    let file = args.output.clone().unwrap_or_else(|| target().join("weir-image.tar"));
+    let file = args.output.clone().unwrap_or_else(default_file);
     write(&file, &archive)?;
     report(&file, &args.name, args.profile)
+}
+
+fn default_file() -> PathBuf {
+    target().join("weir-image.tar")
 }
 
 /// Reads the archive back from the disk, and prints what is in it.
