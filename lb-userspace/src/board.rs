@@ -8,6 +8,7 @@ use crate::proxy::control::{Scheme, Status, View};
 use arc_swap::ArcSwap;
 use serde::Serialize;
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -113,6 +114,8 @@ pub struct Board {
     surroundings: Mutex<Option<Status>>,
     /// Problems of other parts, by their name.
     parts: Mutex<BTreeMap<String, String>>,
+    /// Sockets of `healthCheckNodePort` by Service and address, and why one is not open.
+    health_ports: Mutex<BTreeMap<(ObjectKey, SocketAddr), Result<(), String>>>,
 }
 
 /// A listening socket of the agent.
@@ -254,6 +257,30 @@ impl Board {
         }
     }
 
+    /// Says whether a Service's health check is served at an address; `None`: not any more.
+    pub fn set_health_port(&self, service: &ObjectKey, at: SocketAddr, state: Option<Result<(), String>>) {
+        let mut ports = self.health_ports.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = (service.clone(), at);
+        match state {
+            None => drop(ports.remove(&key)),
+            Some(state) => {
+                if let Err(error) = &state
+                    && ports.get(&key) != Some(&state)
+                {
+                    tracing::warn!(%service, address = %at, error, "healthCheckNodePort is not open");
+                }
+                ports.insert(key, state);
+            }
+        }
+    }
+
+    /// Sockets of `healthCheckNodePort` that are open, and that are not.
+    pub fn health_ports(&self) -> [u32; 2] {
+        let ports = self.health_ports.lock().unwrap_or_else(PoisonError::into_inner);
+        let open = ports.values().filter(|state| state.is_ok()).count();
+        [open, ports.len() - open].map(|count| u32::try_from(count).unwrap_or(u32::MAX))
+    }
+
     /// All problems: those of the last round, the listeners', the processes' and the other parts'.
     pub fn problems(&self) -> Vec<Problem> {
         let mut problems = self.snapshot().problems.to_vec();
@@ -274,6 +301,14 @@ impl Board {
         problems.extend(seen.map(|seen| agent_problem("--l7", seen)));
         let parts = self.parts.lock().unwrap_or_else(PoisonError::into_inner);
         problems.extend(parts.iter().map(|(name, problem)| agent_problem(name, problem.clone())));
+        let ports = self.health_ports.lock().unwrap_or_else(PoisonError::into_inner);
+        problems.extend(ports.iter().filter_map(|((service, at), state)| {
+            Some(Problem {
+                object: ObjectRef { kind: Kind::Service, key: service.clone() },
+                field: "spec.healthCheckNodePort".into(),
+                reason: format!("{at}: {}; tried again", state.as_ref().err()?),
+            })
+        }));
         problems
     }
 }

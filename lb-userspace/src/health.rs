@@ -97,10 +97,17 @@ fn waits_for(snapshot: &Snapshot) -> Option<String> {
     })
 }
 
-fn health(board: &Board, eligible: Option<bool>) -> Answer {
-    let alive = board.owed_for() < PATIENCE;
+/// Whether Services are in force and follow the objects in time (S52, S56).
+pub(crate) fn programs_services(board: &Board) -> bool {
     let in_time = || board.snapshot().serving() && board.pending_for() < PATIENCE;
-    let healthy = alive && (eligible.is_none() || in_time());
+    board.owed_for() < PATIENCE && in_time()
+}
+
+fn health(board: &Board, eligible: Option<bool>) -> Answer {
+    let healthy = match eligible {
+        Some(_) => programs_services(board),
+        None => board.owed_for() < PATIENCE,
+    };
     let now = rfc3339(now_ms());
     // While nothing waits, the state is as good as new (S56).
     let updated =

@@ -61,27 +61,35 @@ where
             Ok(listener) => {
                 let told = listener.local_addr().unwrap_or(address).to_string();
                 board.set_listener(Listener { name: name.into(), address: told.clone(), error: None });
-                let mut open = VecDeque::new();
-                let error = loop {
-                    match listener.accept().await {
-                        Ok((stream, _)) => {
-                            make_room(&mut open);
-                            open.push_back(spawn(stream, handler.clone()));
-                        }
-                        // Out of files, most likely: others will be closed.
-                        Err(error) if error.raw_os_error() == Some(libc::EMFILE) => {
-                            tokio::time::sleep(Duration::from_millis(100)).await;
-                        }
-                        Err(error) if error.kind() == std::io::ErrorKind::ConnectionAborted => {}
-                        Err(error) => break error,
-                    }
-                };
-                (told, error)
+                (told, accept(&listener, handler.clone()).await)
             }
             Err(error) => (address.to_string(), error),
         };
         board.set_listener(Listener { name: name.into(), address: told, error: Some(error.to_string()) });
         tokio::time::sleep(RETRY).await;
+    }
+}
+
+/// Serves a listener until it fails.
+pub(crate) async fn accept<H, F>(listener: &TcpListener, handler: H) -> std::io::Error
+where
+    H: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
+    F: Future<Output = Answer> + Send + 'static,
+{
+    let mut open = VecDeque::new();
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                make_room(&mut open);
+                open.push_back(spawn(stream, handler.clone()));
+            }
+            // Out of files, most likely: others will be closed.
+            Err(error) if error.raw_os_error() == Some(libc::EMFILE) => {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::ConnectionAborted => {}
+            Err(error) => return error,
+        }
     }
 }
 

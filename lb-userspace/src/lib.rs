@@ -32,6 +32,7 @@ pub mod problem;
 pub mod proxy;
 pub mod reconcile;
 pub mod resolve;
+pub mod service_health;
 pub mod source;
 pub mod status;
 pub mod supervisor;

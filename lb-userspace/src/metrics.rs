@@ -38,6 +38,8 @@ pub struct Reading {
     /// Services, frontends, backends that are programmed.
     pub programmed: [usize; 3],
     pub pending_ops: usize,
+    /// Sockets of health check node ports: open, not open.
+    pub health_ports: [u32; 2],
     /// `None`: `--l7 off`.
     pub l7: Option<L7Reading>,
 }
@@ -325,6 +327,15 @@ impl Collector for Latest {
             "Services to be tried again",
             [([("why", "failed")], pending)],
         )?;
+        gauges(
+            &mut encoder,
+            "lb_service_health_sockets_count",
+            "Sockets of healthCheckNodePorts, by state",
+            ["open", "failed"]
+                .into_iter()
+                .zip(reading.health_ports)
+                .map(|(state, n)| ([("state", state)], n)),
+        )?;
         let kinds = ["service", "frontend", "backend"];
         gauges(
             &mut encoder,
@@ -408,13 +419,21 @@ mod tests {
         let fill = vec![MapFill { map: "FLOWS", used: 1, capacity: 2 }];
         let l7 = L7Reading { hosts: 3, first_expiry: Some(1_900_000_000), ..L7Reading::default() };
         let l7 = Some(l7);
-        let text = metrics.text(Some(Reading { counters, services, fill, l7, ..Reading::default() }));
+        let text = metrics.text(Some(Reading {
+            counters,
+            services,
+            fill,
+            l7,
+            health_ports: [2, 3],
+            ..Reading::default()
+        }));
         for line in [
             "lb_datapath_verdicts_total{verdict=\"drop\",reason=\"no_endpoint\"} 7",
             "lb_service_flows_total{service=\"default/web\",path=\"packet\"} 5",
             "lb_l7_published_count{kind=\"host\"} 3",
             "lb_l7_first_certificate_expiry_timestamp_seconds{of=\"served\"} 1900000000",
             "lb_map_used_entries{map=\"FLOWS\"} 1",
+            "lb_service_health_sockets_count{state=\"failed\"} 3",
             "lb_reconcile_ops_total{result=\"done\"} 3",
             "lb_reconcile_event_to_maps_seconds_bucket{le=\"0.0005\"} 1",
             "lb_reconcile_stage_seconds_total{stage=\"apply\"} 0.25",

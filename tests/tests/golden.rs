@@ -284,6 +284,11 @@ impl<'a> Agent<'a> {
         for (key, port) in self.model.states().values().flat_map(|state| &state.ports) {
             spell_port(&mut desired, key, port);
         }
+        for (key, state) in self.model.states() {
+            if let Some(check) = &state.health {
+                let _ = writeln!(desired, "{key} health check {}: {:?} here", check.port, check.local);
+            }
+        }
         section(&mut out, "desired", &desired);
         section(&mut out, "maps", &self.sim.text());
         // Cases without an Ingress say nothing about routes.

@@ -143,6 +143,7 @@ async fn serve_with(
     let datapath = tokio::task::spawn_blocking(open).await.context("the data path")??;
     let ingress = ingress::join(&mut tasks, &config, &link, proxies)?;
     let problems = parts::not_honoured(&config, datapath.as_ref());
+    let health = parts::service_health(&mut tasks, &config, &board);
     let reconciler = Reconciler::new(Parts {
         node_name: config.node_name.clone(),
         node_required: matches!(config.source.kind, SourceKind::Api(_)),
@@ -152,6 +153,7 @@ async fn serve_with(
         board: Arc::clone(&board),
         metrics: Arc::clone(&metrics),
         l7: ingress.parts,
+        health,
         problems,
     })
     .context("the maps of an earlier agent cannot be taken over")?;

@@ -2,7 +2,7 @@
 
 use crate::args::value::{Devices, NodePortAddresses};
 use crate::args::{ApiConfig, Config, L4Config, LogLevel, SourceKind, Xdp};
-use crate::board::agent_problem;
+use crate::board::{Board, agent_problem};
 use crate::cgroup;
 use crate::datapath::bpf::Bpf;
 use crate::datapath::loader::{LoadOptions, XdpPolicy};
@@ -11,6 +11,7 @@ use crate::datapath::{Capacity, Datapath};
 use crate::node::Options;
 use crate::problem::ObjectKey;
 use crate::problem::Problem;
+use crate::service_health;
 use crate::source::dir::{DirOptions, DirSource};
 use crate::source::fill::FillConfig;
 use crate::source::kube::{ClientOptions, IngressOptions, KubeOptions, KubeSource};
@@ -21,8 +22,11 @@ use ipnet::IpNet;
 use lb_common::abi::capacity;
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
+
+/// Failures that may wait to become Events.
+const FAILURES: usize = 64;
 
 /// The kernel's data path, or one in memory that no packet sees (`--l4 off`).
 pub(super) fn datapath(config: &Config) -> anyhow::Result<Box<dyn Datapath>> {
@@ -157,6 +161,27 @@ pub(super) fn status(config: &Config) -> Option<status::Options> {
         publish: l7.publish.update.then(|| Publish::from(&l7.publish)),
         manager: status::manager(&l7.controllers),
     })
+}
+
+/// Serves the health checks of Services, and writes Events about those that cannot be; answers
+/// where to say which there are. Without L4 nothing here has endpoints to tell of.
+pub(super) fn service_health(
+    tasks: &mut JoinSet<()>,
+    config: &Config,
+    board: &Arc<Board>,
+) -> watch::Sender<Arc<service_health::Wanted>> {
+    let (sender, wanted) = watch::channel(Arc::default());
+    if config.l4.is_none() {
+        return sender;
+    }
+    let (failures, failed) = mpsc::channel(FAILURES);
+    tasks.spawn(service_health::serve(wanted, Arc::clone(board), failures));
+    if let SourceKind::Api(api) = &config.source.kind {
+        let options =
+            service_health::EventOptions { client: client(config, api), node_name: config.node_name.clone() };
+        tasks.spawn(service_health::post(options, failed));
+    }
+    sender
 }
 
 /// Starts the source. `secrets` says which Secrets are needed.

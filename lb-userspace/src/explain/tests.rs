@@ -130,7 +130,7 @@ impl World {
             proto: Proto::TCP,
             family: Family::V4,
         };
-        let state = ServiceState { ports: BTreeMap::from([(key, state)]), problems: Vec::new() };
+        let state = ServiceState { ports: BTreeMap::from([(key, state)]), ..ServiceState::default() };
         self.services.insert(service, state);
     }
 

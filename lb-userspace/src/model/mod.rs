@@ -89,10 +89,22 @@ pub struct PortState {
     pub outside_drops: bool,
 }
 
+/// What load balancers ask this node about a Service, by `healthCheckNodePort` (S52, S53).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct HealthCheck {
+    pub port: u16,
+    pub uid: String,
+    /// Families that the Service is served in: IPv4, IPv6.
+    pub families: [bool; 2],
+    /// Ready endpoints on this node, each address once, by family.
+    pub local: [usize; 2],
+}
+
 /// The answer for one Service.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct ServiceState {
     pub ports: BTreeMap<PortKey, PortState>,
+    pub health: Option<HealthCheck>,
     pub problems: Vec<Problem>,
 }
 

@@ -8,7 +8,8 @@ use super::endpoints::Offers;
 use super::limits;
 use super::ranges::Ranges;
 use super::{
-    FrontendKind, FrontendState, ModelOptions, NodeView, PortKey, PortState, ServiceState, endpoints, policy,
+    FrontendKind, FrontendState, HealthCheck, ModelOptions, NodeView, PortKey, PortState, ServiceState,
+    endpoints, policy,
 };
 use crate::address::special;
 use crate::problem::{Kind, ObjectKey, ObjectRef, Problem, bounded};
@@ -98,6 +99,8 @@ pub(super) fn build(
         problems.push(problem(service, "spec.loadBalancerSourceRanges", reason));
     }
     let offers = Offers::of(&slices);
+    let mut health = health_check(service, options, &mut problems);
+    let mut here: BTreeSet<Addr> = BTreeSet::new();
     let offered: usize =
         granted.keys().map(|&(index, family)| offers.count(&service.ports[index], family)).sum();
     let most = if offered > limits::VISITS { limits::VISITS / granted.len() } else { usize::MAX };
@@ -106,6 +109,11 @@ pub(super) fn build(
         frontends.sort();
         let found = offers.endpoints(port, family, most, &node.name, options);
         let decision = policy::decide(&found, service, node);
+        if let Some(health) = &mut health {
+            health.families[usize::from(family == Family::V6)] = true;
+            let ready = found.iter().filter(|(_, e)| e.ready && endpoints::is_local(e, &node.name));
+            here.extend(ready.map(|((addr, _), _)| *addr));
+        }
         let port_key =
             PortKey { service: key.clone(), port_name: port.name.clone(), proto: port.proto, family };
         let source_ranges = if has_balanced(&frontends) { ranges.of_family(family, guarded) } else { None };
@@ -120,6 +128,11 @@ pub(super) fn build(
         };
         state.ports.insert(port_key, port_state);
     }
+    for addr in here {
+        let family = usize::from(!addr.is_v4());
+        health.iter_mut().for_each(|health| health.local[family] += 1);
+    }
+    state.health = health;
     if limits::cut(&mut state.ports, service) || offered > limits::VISITS {
         let reason = format!(
             "more than {} endpoints, counted over all ports: only some of each port are used",
@@ -130,6 +143,25 @@ pub(super) fn build(
     state.problems.append(&mut problems);
     state.problems = told(state.problems);
     Some(state)
+}
+
+/// The Service's health check, where it has one (S52).
+fn health_check(
+    service: &Service,
+    options: &ModelOptions,
+    problems: &mut Vec<Problem>,
+) -> Option<HealthCheck> {
+    let port = service.health_check_node_port;
+    let asks = service.kind == ServiceType::LoadBalancer && service.external_policy == TrafficPolicy::Local;
+    if !asks || port == 0 {
+        return None;
+    }
+    if options.protected_ports.contains(&port) {
+        let reason = format!("{port} is a protected port of this node: not served");
+        problems.push(problem(service, "spec.healthCheckNodePort", reason));
+        return None;
+    }
+    Some(HealthCheck { port, uid: service.uid.clone(), families: [false; 2], local: [0; 2] })
 }
 
 fn has_balanced(frontends: &[FrontendState]) -> bool {
@@ -211,7 +243,6 @@ pub(super) fn frontends(service: &Service, node: &NodeView, options: &ModelOptio
     }
     let external = out.external_ips(service, options, &cluster_ips);
     let balanced = out.load_balancer_ips(service, &cluster_ips);
-    out.unserved(service);
 
     let mut taken: BTreeMap<Claim, usize> = BTreeMap::new();
     let mut room = limits::FRONTENDS;
@@ -342,21 +373,6 @@ impl Frontends {
             }
         }
         kept
-    }
-
-    /// What the Service asks for and this version does not do.
-    fn unserved(&mut self, service: &Service) {
-        let local = service.external_policy == TrafficPolicy::Local;
-        if service.kind == ServiceType::LoadBalancer && local && service.health_check_node_port != 0 {
-            self.tell(
-                service,
-                "spec.healthCheckNodePort",
-                format!(
-                    "port {} is not answered by this version: external load balancers see this node as down",
-                    service.health_check_node_port
-                ),
-            );
-        }
     }
 
     /// Indices of the ports that can be programmed. Name and protocol identify a port, so a

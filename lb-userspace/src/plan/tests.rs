@@ -65,7 +65,7 @@ fn state(service: &str, ports: Vec<(&str, PortState)>) -> ServiceState {
             PortKey { service: key(service), port_name: name.into(), proto: Proto::TCP, family: Family::V4 };
         (key, port)
     });
-    ServiceState { ports: ports.collect(), problems: vec![] }
+    ServiceState { ports: ports.collect(), ..ServiceState::default() }
 }
 
 /// A ClusterIP Service with so many backends.

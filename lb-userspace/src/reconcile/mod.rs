@@ -22,11 +22,12 @@ pub use sweep::Swept;
 use crate::board::{Board, Phase, Snapshot};
 use crate::datapath::{Datapath, Hook, NodeFacts, OpError, Programmed};
 use crate::metrics::{Metrics, Reading, Round, Stages};
-use crate::model::{Model, ModelOptions, NodeView};
+use crate::model::{HealthCheck, Model, ModelOptions, NodeView};
 use crate::node::{NodeState, Options, Tables};
 use crate::plan::Planner;
 use crate::plan::op::Op;
 use crate::problem::{Kind, ObjectKey, ObjectRef, Problem};
+use crate::service_health::Wanted;
 use crate::source::{Batch, Change, Object, Objects};
 use l7::L7;
 use node::PodWait;
@@ -36,6 +37,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use tokio::sync::watch;
 
 /// How often everything is compared with what the kernel holds.
 const CHECK: Duration = Duration::from_secs(60);
@@ -52,6 +54,8 @@ pub struct Parts {
     pub metrics: Arc<Metrics>,
     /// `None`: `--l7 off`.
     pub l7: Option<L7Parts>,
+    /// Told which health checks of Services are to be served.
+    pub health: watch::Sender<Arc<Wanted>>,
     /// What of the configuration cannot be honoured, for as long as this agent runs.
     pub problems: Vec<Problem>,
 }
@@ -82,6 +86,9 @@ pub struct Reconciler {
     retries: Retries,
     problems: Problems,
     pub(crate) l7: Option<L7>,
+    health: watch::Sender<Arc<Wanted>>,
+    /// Health checks by Service, as the model has them.
+    checks: BTreeMap<ObjectKey, HealthCheck>,
     phase: Phase,
     /// Leftovers of Services that went away while no agent ran are still to be retired.
     leftovers: bool,
@@ -116,8 +123,18 @@ impl Reconciler {
     /// # Errors
     /// When the maps cannot be read.
     pub fn new(parts: Parts) -> anyhow::Result<Self> {
-        let Parts { node_name, node_required, model, node, mut datapath, board, metrics, l7, problems } =
-            parts;
+        let Parts {
+            node_name,
+            node_required,
+            model,
+            node,
+            mut datapath,
+            board,
+            metrics,
+            l7,
+            health,
+            problems,
+        } = parts;
         let mut planner = Planner::new(datapath.capacity());
         planner.restore(datapath.read()?, 0);
         let took_over = !planner.frontends().is_empty();
@@ -146,6 +163,8 @@ impl Reconciler {
             retries: Retries::default(),
             problems: Problems::new(problems),
             l7: l7.map(L7::new),
+            health,
+            checks: BTreeMap::new(),
             phase: Phase::Listing,
             leftovers: true,
             leftovers_refused: false,
@@ -261,6 +280,7 @@ impl Reconciler {
         self.update_node();
         round.stages.node = began.elapsed();
         self.phase = Phase::Synced;
+        self.tell_checks();
         self.finish(now, round)
     }
 
@@ -272,6 +292,10 @@ impl Reconciler {
     fn note(&mut self, key: &ObjectKey) {
         let state = self.model.state(key);
         self.problems.set_service(key, state.map_or(&[], |state| &state.problems));
+        match state.and_then(|state| state.health.as_ref()) {
+            Some(check) => self.checks.insert(key.clone(), check.clone()),
+            None => self.checks.remove(key),
+        };
     }
 
     /// Plans one Service and applies the plan.
@@ -435,6 +459,7 @@ impl Reconciler {
                 self.planner.backends().len(),
             ],
             pending_ops: self.retries.len(),
+            health_ports: self.board.health_ports(),
             l7: self.reading_l7(),
         }
     }

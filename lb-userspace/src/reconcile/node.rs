@@ -2,10 +2,13 @@
 //! know after.
 
 use super::Reconciler;
+use crate::args::value::NodePortAddresses;
 use crate::board::agent_problem;
 use crate::model::NodeView;
 use crate::node::Inputs;
 use crate::problem::{Kind, ObjectKey};
+use crate::service_health::Wanted;
+use lb_common::abi::Addr;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -125,6 +128,23 @@ impl Reconciler {
             self.local_endpoints.insert(key.clone(), local.clone())
         };
         self.node_dirty |= before.unwrap_or_default() != local;
+    }
+
+    /// Says which health checks are to be served, on the addresses of node ports (S54).
+    pub(super) fn tell_checks(&self) {
+        let of_node_ports = self.node.facts.addresses.iter().filter(|(_, address)| address.node_port == 1);
+        let mut addresses: BTreeSet<IpAddr> = of_node_ports.map(|(addr, _)| IpAddr::from(*addr)).collect();
+        if self.options.nodeport_addresses == NodePortAddresses::All {
+            let any = |ip: IpAddr| Addr::from(ip).family().any().into();
+            addresses = addresses.into_iter().map(any).collect();
+        }
+        self.health.send_if_modified(|wanted| {
+            let same = wanted.addresses == addresses && wanted.checks == self.checks;
+            if !same {
+                *wanted = Arc::new(Wanted { addresses, checks: self.checks.clone() });
+            }
+            !same
+        });
     }
 
     fn gather(&self) -> Inputs {

@@ -84,6 +84,7 @@ pub(super) fn rig_with(kernel: &Arc<Mutex<Kernel>>, l7: Option<L7Parts>) -> Rig 
         board: Arc::clone(&board),
         l7,
         metrics: Arc::default(),
+        health: tokio::sync::watch::Sender::default(),
         problems: Vec::new(),
     });
     let mut rig = Rig { kernel: Arc::clone(kernel), board, reconciler: reconciler.unwrap() };

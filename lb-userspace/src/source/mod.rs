@@ -101,6 +101,8 @@ pub struct Service {
     pub affinity_seconds: Option<u32>,
     /// 0: none.
     pub health_check_node_port: u16,
+    /// `metadata.uid`, kept where Events may refer to it: with a health check port.
+    pub uid: String,
     pub publish_not_ready: bool,
     pub problems: Vec<FieldProblem>,
 }

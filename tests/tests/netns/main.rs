@@ -8,6 +8,7 @@ mod cleanup;
 mod explain;
 mod flood;
 mod full;
+mod health_check;
 mod ingress;
 mod malformed;
 mod plain;

@@ -64,6 +64,9 @@ pub fn service(from: &api::Service) -> Service {
         to.source_ranges =
             ranges.iter().map(|range| range.trim().to_owned()).filter(|range| !range.is_empty()).collect();
         to.health_check_node_port = health_check(spec, to.external_policy, &mut faults);
+        if to.health_check_node_port != 0 {
+            to.uid = meta.uid.clone().unwrap_or_default();
+        }
     }
     to.problems = faults.0;
     to
