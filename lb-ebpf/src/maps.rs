@@ -7,9 +7,9 @@ use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, SkStorage};
 use aya_ebpf::macros::btf_map;
 use lb_common::abi::{
-    Addr, Affinity, AffinityKey, Backend, BackendId, Device, Flow, FlowKey, Frontend, FrontendKey, NetnsKey,
-    NodeAddress, NodeConfig, Peer, PortRange, Prefix, PrefixSet, Reason, ServiceCounters, ServiceId,
-    Settings, SettingsFlags, SocketKey, SocketPeer, TABLE_BLOCK, capacity,
+    Addr, Affinity, AffinityKey, Backend, BackendId, Device, Flow, FlowKey, Frontend, FrontendKey, Held,
+    NetnsKey, NodeAddress, NodeConfig, Peer, PortRange, Prefix, PrefixSet, Reason, ServiceCounters,
+    ServiceId, Settings, SettingsFlags, SocketKey, SocketPeer, TABLE_BLOCK, capacity,
 };
 use lb_common::path::{Place, Scratch, ServiceCount, Tables, split};
 
@@ -65,7 +65,7 @@ pub(crate) static SERVICE_COUNTERS: Array<
 
 /// Keys are [`Prefix`]es: its length, and the rest of it by words.
 #[btf_map]
-pub(crate) static PREFIXES: LpmTrie<[u32; 5], u32, { capacity::PREFIXES }> = LpmTrie::new();
+pub(crate) static PREFIXES: LpmTrie<[u32; 5], Held, { capacity::PREFIXES }> = LpmTrie::new();
 
 /// Copies a map value by words. A plain assignment becomes a call of the compiler's `memmove`,
 /// which on this target goes byte by byte.
@@ -174,9 +174,9 @@ impl Tables for KernelTables {
     }
 
     #[inline(always)]
-    fn holds(&self, set: PrefixSet, addr: &Addr) -> bool {
+    fn held(&self, set: PrefixSet, addr: &Addr) -> Option<Held> {
         let Prefix { len, set, addr: Addr([a, b, c, d]) } = Prefix::of(set, *addr);
-        PREFIXES.get(&Key::new(len, [set, a, b, c, d])).is_some()
+        PREFIXES.get(&Key::new(len, [set, a, b, c, d])).copied()
     }
 
     #[inline(always)]

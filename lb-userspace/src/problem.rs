@@ -19,6 +19,7 @@ pub enum Kind {
     Ingress,
     IngressClass,
     Secret,
+    ServiceCidr,
     ConfigMap,
     /// Not an object: a manifest file, named by its path.
     File,
@@ -28,7 +29,8 @@ pub enum Kind {
 
 impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Debug::fmt(self, f)
+        // As the API spells it.
+        if *self == Self::ServiceCidr { f.write_str("ServiceCIDR") } else { fmt::Debug::fmt(self, f) }
     }
 }
 

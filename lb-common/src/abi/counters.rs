@@ -90,6 +90,10 @@ reasons! {
         StaleTable = "stale_table",
         /// From a client outside of `loadBalancerSourceRanges` (S51).
         SourceRange = "source_range",
+        /// To a port of a ClusterIP that its Service does not name: refused (S38).
+        UndefinedPort = "undefined_port",
+        /// To an address out of the ranges of ClusterIPs that no Service has (S38).
+        Unallocated = "unallocated",
     }
 }
 

@@ -42,7 +42,7 @@ pub use conntrack::{Flow, FlowFlags, FlowKey, Ticks, timeout};
 pub use counters::{DropReason, PassReason, Reason, ServiceCounters};
 pub use net::{Addr, Be16, Family, Proto};
 pub use node::{Device, NodeAddress, NodeConfig, PortRange, Settings, SettingsFlags};
-pub use prefix::{Prefix, PrefixSet};
+pub use prefix::{Held, Prefix, PrefixSet, prefix_set};
 pub use service::{Frontend, FrontendFlags, FrontendKey, ServiceId, Table};
 pub use socket::{Peer, SocketKey, SocketPeer};
 
@@ -80,7 +80,7 @@ pub mod map {
     pub const COUNTERS: &str = "COUNTERS";
     /// [`super::ServiceId`] → [`super::ServiceCounters`]; an mmappable array.
     pub const SERVICE_COUNTERS: &str = "SERVICE_COUNTERS";
-    /// [`super::Prefix`] → 1: sets of addresses, looked up by the longest prefix.
+    /// [`super::Prefix`] → [`super::Held`]: sets of addresses, looked up by the longest prefix.
     pub const PREFIXES: &str = "PREFIXES";
     /// Every map that outlives an agent.
     pub const PINNED: [&str; 15] = [

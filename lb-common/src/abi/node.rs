@@ -61,6 +61,10 @@ impl SettingsFlags {
     pub const SET_RETVAL: Self = Self(1 << 1);
     /// `bpf_l4_csum_replace` knows `BPF_F_IPV6` (6.16 and stable kernels of that time).
     pub const CSUM_IPV6: Self = Self(1 << 2);
+    /// All traffic to ClusterIPs is masqueraded (`--masquerade-all`, S43).
+    pub const MASQUERADE_ALL: Self = Self(1 << 3);
+    /// Traffic to ClusterIPs from others than pods is masqueraded (`--cluster-cidr`, S43).
+    pub const CLUSTER_CIDR: Self = Self(1 << 4);
 }
 
 super::bits!(SettingsFlags);

@@ -1,10 +1,48 @@
-//! Sets of addresses, each written as prefixes: who may use a load balancer's address (S51).
+//! Sets of addresses, each written as prefixes: who may use a load balancer's address (S51), who
+//! is a pod (S43), which addresses are for Services (S38).
 
 use super::{Addr, ServiceId};
 use bytemuck::{Pod, Zeroable};
 
-/// Which set a prefix belongs to: the source ranges of the Service port of that id.
+/// Which set a prefix belongs to: the source ranges of the Service port of that id, or one of
+/// those of the whole node, whose numbers no Service gets.
 pub type PrefixSet = ServiceId;
+
+/// The sets of the whole node. Each is two, one for each family.
+pub mod prefix_set {
+    use super::{Addr, PrefixSet};
+
+    /// The first number that is no Service's.
+    pub const FIRST: PrefixSet = 0xffff_ff00;
+    /// Addresses of pods, as `--cluster-cidr` says.
+    const PODS: PrefixSet = FIRST;
+    /// Ranges that ClusterIPs are taken from, and the ClusterIPs that are.
+    const SERVICES: PrefixSet = FIRST + 2;
+
+    #[inline(always)]
+    pub const fn pods(addr: &Addr) -> PrefixSet {
+        PODS + (!addr.is_v4()) as u32
+    }
+
+    #[inline(always)]
+    pub const fn services(addr: &Addr) -> PrefixSet {
+        SERVICES + (!addr.is_v4()) as u32
+    }
+}
+
+/// What the longest prefix that holds an address says of it.
+#[repr(transparent)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Pod, Zeroable)]
+pub struct Held(pub u32);
+
+impl Held {
+    /// It is in the set, no more.
+    pub const MEMBER: Self = Self(1);
+    /// A Service has it: ports that it does not name are refused.
+    pub const TAKEN: Self = Self(2);
+    /// It belongs to a Service that another proxy serves, and is left to that one.
+    pub const FOREIGN: Self = Self(3);
+}
 
 /// A member of the longest-prefix map, as the kernel compares it: `len` leading bits of what
 /// follows. The set comes first and always counts in full.

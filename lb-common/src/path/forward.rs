@@ -8,7 +8,7 @@ use super::{
 };
 use crate::abi::{
     Addr, BackendFlags, Be16, DropReason, Flow, FlowFlags, FlowKey, Frontend, FrontendFlags, PassReason,
-    PortRange, Proto, Reason,
+    PortRange, Proto, Reason, SettingsFlags, prefix_set,
 };
 use crate::packet::{Packet, Parsed, Rewrite, TcpFlags, rewrite};
 
@@ -38,7 +38,7 @@ pub(super) fn ingress<P: Packet, T: Tables, N: Network>(
         return Step::Done(Verdict::Pass(PassReason::NoService));
     }
     // Whoever has a flow goes on: ranges are asked about new ones, as netfilter's state is (S51).
-    if flags.has(FrontendFlags::SOURCE_RANGES) && !tables.holds(service, &scratch.own.key.source) {
+    if flags.has(FrontendFlags::SOURCE_RANGES) && tables.held(service, &scratch.own.key.source).is_none() {
         tables.count_service(service, ServiceCount::Dropped);
         return Step::Done(Verdict::Drop(DropReason::SourceRange));
     }
@@ -251,7 +251,8 @@ fn open<T: Tables, N: Network>(
     }
     let local = backend.flags.has(BackendFlags::LOCAL);
     let hairpin = backend.addr == own.key.source;
-    let snat = hairpin || (from == Origin::Outside && !local);
+    let snat =
+        hairpin || (from == Origin::Outside && !local) || masqueraded(tables, frontend, &own.key.source);
     let mut flags = FlowFlags::default();
     if snat {
         flags = flags.with(FlowFlags::SNAT);
@@ -317,6 +318,18 @@ fn open<T: Tables, N: Network>(
         return Some(DropReason::ConntrackFull);
     }
     None
+}
+
+/// Whether a flow to a ClusterIP takes this node's address although its reply would come back
+/// without that (S43).
+#[inline(always)]
+fn masqueraded<T: Tables>(tables: &T, frontend: &Frontend, source: &Addr) -> bool {
+    let asked = tables.settings().flags;
+    if !frontend.flags.has(FrontendFlags::CLUSTER_IP) {
+        return false;
+    }
+    asked.has(SettingsFlags::MASQUERADE_ALL)
+        || (asked.has(SettingsFlags::CLUSTER_CIDR) && tables.held(prefix_set::pods(source), source).is_none())
 }
 
 /// Gives a flow the address of the device that it leaves by as its source.

@@ -19,10 +19,10 @@ pub use select::{Choice, flow_hash, split};
 
 use crate::abi::{
     Addr, Affinity, AffinityKey, Backend, BackendId, Be16, Device, DropReason, Flow, FlowKey, Frontend,
-    FrontendFlags, FrontendKey, NodeAddress, NodeConfig, PassReason, PrefixSet, Proto, Reason, ServiceId,
-    Settings, Ticks,
+    FrontendFlags, FrontendKey, Held, NodeAddress, NodeConfig, PassReason, PrefixSet, Proto, Reason,
+    ServiceId, Settings, Ticks, prefix_set,
 };
-use crate::packet::{Answered, Packet, Parsed, parse, refuse};
+use crate::packet::{Answered, Packet, Parsed, TcpFlags, parse, refuse};
 use bytemuck::{Pod, Zeroable};
 
 /// A flow entry in working memory.
@@ -88,8 +88,8 @@ pub trait Tables {
     fn slot(&self, block: u32, index: u32) -> Option<BackendId>;
     fn affinity(&self, key: &AffinityKey) -> Option<Affinity>;
     fn put_affinity(&self, key: &AffinityKey, value: &Affinity);
-    /// Whether a set of prefixes holds an address.
-    fn holds(&self, set: PrefixSet, addr: &Addr) -> bool;
+    /// What the longest prefix of a set that holds an address says of it.
+    fn held(&self, set: PrefixSet, addr: &Addr) -> Option<Held>;
 
     /// Copies a flow in one of the two places to `into`; false when it is not there.
     fn flow(&self, place: Place, key: &FlowKey, into: &mut Flow) -> bool;
@@ -192,6 +192,8 @@ pub fn ingress<P: Packet, T: Tables, N: Network>(
             Step::Deliver(PassReason::Reply)
         } else if find_frontend(tables, &scratch.own.key, &mut scratch.frontend) {
             forward::ingress(packet, &parsed, tables, network, scratch, from)
+        } else if let Some(reason) = unserved(tables, &scratch.own.key.destination) {
+            Step::Done(refused(packet, &parsed, &scratch.own.key, reason))
         } else {
             Step::Done(Verdict::Pass(PassReason::NoService))
         };
@@ -279,6 +281,29 @@ pub fn lookup_frontend<T: Tables>(
             tables.frontend(&key, into) || found
         }
         _ => found,
+    }
+}
+
+/// Why an address without a frontend for a packet takes none, if so: it is a ClusterIP, or is one
+/// of those that nobody has (S38). An address of this node is its own affair, whichever range it
+/// is from: a cache of names may sit there.
+#[inline(always)]
+fn unserved<T: Tables>(tables: &T, addr: &Addr) -> Option<DropReason> {
+    match tables.held(prefix_set::services(addr), addr) {
+        None | Some(Held::FOREIGN) => None,
+        Some(_) if tables.node_address(addr).is_some() => None,
+        Some(Held::TAKEN) => Some(DropReason::UndefinedPort),
+        Some(_) => Some(DropReason::Unallocated),
+    }
+}
+
+/// What becomes of such a packet. One that is itself an answer gets none.
+#[inline(always)]
+fn refused<P: Packet>(packet: &mut P, parsed: &Parsed, tuple: &FlowKey, reason: DropReason) -> Verdict {
+    if reason == DropReason::UndefinedPort && !parsed.tcp.has(TcpFlags::RST) {
+        answer(packet, parsed, tuple, reason)
+    } else {
+        Verdict::Drop(reason)
     }
 }
 

@@ -5,10 +5,10 @@
 //! no packet needs to be touched. Only this node's own addresses are node ports here:
 //! another node decides about its own (S21).
 
-use super::{Origin, ServiceCount, Tables, lookup_frontend, select::select};
+use super::{Origin, ServiceCount, Tables, lookup_frontend, select::select, unserved};
 use crate::abi::{
     Addr, AffinityKey, BackendFlags, BackendId, Be16, DropReason, Frontend, FrontendFlags, NetnsKey,
-    PassReason, Peer, Proto, SocketKey, SocketPeer,
+    PassReason, Peer, Proto, SettingsFlags, SocketKey, SocketPeer,
 };
 
 use bytemuck::Zeroable;
@@ -55,7 +55,7 @@ pub enum Call {
 pub fn connect<T: Tables, S: Sockets>(tables: &T, sockets: &S, to: Remote, proto: Proto) -> Call {
     let frontend = match lookup(tables, to, proto) {
         Some(frontend) => frontend,
-        None => return Call::Untouched,
+        None => return without_frontend(tables, sockets, &to),
     };
     if let Some(call) = fenced(tables, sockets, &frontend, to.addr.is_v4()) {
         return call;
@@ -81,7 +81,7 @@ pub fn connect<T: Tables, S: Sockets>(tables: &T, sockets: &S, to: Remote, proto
 pub fn sendmsg<T: Tables, S: Sockets>(tables: &T, sockets: &S, to: Remote) -> Call {
     let frontend = match lookup(tables, to, Proto::UDP) {
         Some(frontend) => frontend,
-        None => return Call::Untouched,
+        None => return without_frontend(tables, sockets, &to),
     };
     if let Some(call) = fenced(tables, sockets, &frontend, to.addr.is_v4()) {
         return call;
@@ -157,20 +157,44 @@ fn lookup<T: Tables>(tables: &T, to: Remote, proto: Proto) -> Option<Frontend> {
     if !found || frontend.flags.has(FrontendFlags::RETIRED) { None } else { Some(frontend) }
 }
 
-/// What becomes of a call to a frontend with source ranges (S51), if that is decided by them.
+/// What becomes of a call to an address that has no such frontend (S38). Packets of pods that go
+/// to nobody are dropped on their way; those of the host meet no hook, so that its calls fail.
+#[inline(always)]
+fn without_frontend<T: Tables, S: Sockets>(tables: &T, sockets: &S, to: &Remote) -> Call {
+    let Some(reason) = unserved(tables, &to.addr) else { return Call::Untouched };
+    if reason == DropReason::UndefinedPort {
+        tables.count(reason.slot());
+        return Call::Refused;
+    }
+    if sockets.netns() != tables.settings().host_netns_cookie {
+        return Call::Untouched;
+    }
+    tables.count(reason.slot());
+    Call::Denied
+}
+
+/// What becomes of a call to a frontend with source ranges (S51), if that is decided by them; and
+/// of one that has to leave with the node's address (S43).
 ///
 /// A pod's address is not known here for certain, so its packets are judged. What leaves the
 /// host by itself meets no such hook: it counts as the node's primary address.
 #[inline(always)]
 fn fenced<T: Tables, S: Sockets>(tables: &T, sockets: &S, frontend: &Frontend, v4: bool) -> Option<Call> {
+    let settings = tables.settings();
+    let inside = sockets.netns() != settings.host_netns_cookie;
+    // A socket keeps its own address, which nothing here could change.
+    let masquerades = settings.flags.has(SettingsFlags::MASQUERADE_ALL) && inside;
+    if masquerades && frontend.flags.has(FrontendFlags::CLUSTER_IP) {
+        return Some(Call::Untouched);
+    }
     if !frontend.flags.has(FrontendFlags::SOURCE_RANGES) {
         return None;
     }
-    if sockets.netns() != tables.settings().host_netns_cookie {
+    if inside {
         return Some(Call::Untouched);
     }
     let node = tables.node();
-    if tables.holds(frontend.service, if v4 { &node.v4 } else { &node.v6 }) {
+    if tables.held(frontend.service, if v4 { &node.v4 } else { &node.v6 }).is_some() {
         return None;
     }
     tables.count(DropReason::SourceRange.slot());

@@ -8,7 +8,6 @@ use crate::model::{BackendState, FrontendKind, PortKey, PortState};
 use crate::problem::ObjectKey;
 use crate::proxy::matcher;
 use crate::reconcile::Reconciler;
-use ipnet::IpNet;
 use lb_common::abi::{
     Addr, Be16, Flow, FlowFlags, FlowKey, FrontendFlags, FrontendKey, Reason, ServiceCounters,
 };
@@ -190,7 +189,6 @@ pub(super) fn explain(
     reconciler: &mut Reconciler,
     target: &Explained,
     from: Option<IpAddr>,
-    service_cidrs: &[IpNet],
 ) -> anyhow::Result<Explanation> {
     let programmed = reconciler.datapath.read()?;
     let Reconciler { model, node, inputs, datapath, .. } = reconciler;
@@ -200,7 +198,6 @@ pub(super) fn explain(
         services: model.states(),
         node,
         inputs,
-        service_cidrs,
         slots: &mut |table| datapath.borrow_mut().slots(table),
         affinity: &mut |key| datapath.borrow_mut().affinity(key),
     };

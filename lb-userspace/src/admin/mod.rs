@@ -16,7 +16,6 @@ use crate::reconcile::Handle;
 use crate::source::Syncs;
 use hyper::body::Incoming;
 use hyper::{Method, Request, StatusCode};
-use ipnet::IpNet;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -67,7 +66,6 @@ pub(crate) struct Admin {
     pub(crate) board: Arc<Board>,
     pub(crate) syncs: Arc<Syncs>,
     pub(crate) reconciler: Handle,
-    pub(crate) service_cidrs: Vec<IpNet>,
 }
 
 /// A question that cannot be answered, and why.
@@ -237,11 +235,7 @@ impl Admin {
             }
             return Ok(value);
         }
-        let cidrs = self.service_cidrs.clone();
-        let told = self
-            .reconciler
-            .ask(move |reconciler| answers::explain(reconciler, &target, from, &cidrs))
-            .await?;
+        let told = self.reconciler.ask(move |reconciler| answers::explain(reconciler, &target, from)).await?;
         let told = told.map_err(|error| Refused(StatusCode::INTERNAL_SERVER_ERROR, format!("{error:#}")))?;
         let mut value = serde_json::to_value(&told).unwrap_or_default();
         if let Value::Object(fields) = &mut value {

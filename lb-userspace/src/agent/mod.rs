@@ -93,9 +93,6 @@ async fn serve_with(
     supervisor: Option<OwnedFd>,
 ) -> anyhow::Result<()> {
     tracing::info!(version = env!("CARGO_PKG_VERSION"), node = config.node_name, "weir starts");
-    for flag in parts::without_effect(&config) {
-        tracing::warn!(flag, "this version accepts the flag and does nothing with it yet");
-    }
     lock::prepare(&config.state_dir)?;
     let (board, metrics) = (Arc::<Board>::default(), Arc::<Metrics>::default());
     let handle = Arc::<OnceLock<Handle>>::default();
@@ -153,6 +150,8 @@ async fn serve_with(
         board: Arc::clone(&board),
         metrics: Arc::clone(&metrics),
         l7: ingress.parts,
+        service_cidrs: parts::service_cidrs(&config),
+        cluster_cidrs: config.l4.as_ref().and_then(|l4| l4.cluster_cidrs.clone()),
         health,
         problems,
     })
@@ -181,7 +180,6 @@ async fn serve_with(
         board: Arc::clone(&board),
         syncs,
         reconciler: asks,
-        service_cidrs: parts::service_cidrs(&config),
     })));
 
     up.notify_one();

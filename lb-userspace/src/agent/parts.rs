@@ -48,6 +48,8 @@ pub(super) fn datapath(config: &Config) -> anyhow::Result<Box<dyn Datapath>> {
             Xdp::Off => XdpPolicy::Off,
         },
         snat: l4.snat,
+        masquerade_all: l4.masquerade_all,
+        cluster_cidrs: l4.cluster_cidrs.is_some(),
         capacity: capacity(l4.conntrack_max),
         log_level: log_level(l4),
         clsact: l4.clsact,
@@ -75,16 +77,6 @@ pub(super) fn not_honoured(config: &Config, datapath: &dyn Datapath) -> Vec<Prob
              until `weir cleanup` or the next boot"
         ),
     )]
-}
-
-/// Flags that were given and that this version cannot honour: told, so that nobody relies
-/// on them.
-pub(super) fn without_effect(config: &Config) -> Vec<&'static str> {
-    let Some(l4) = &config.l4 else { return Vec::new() };
-    [("--cluster-cidr", l4.cluster_cidrs.is_some()), ("--masquerade-all", l4.masquerade_all)]
-        .into_iter()
-        .filter_map(|(flag, given)| given.then_some(flag))
-        .collect()
 }
 
 /// aya-log's numbers.

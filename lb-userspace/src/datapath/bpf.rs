@@ -12,7 +12,9 @@ use aya::maps::{Array, Map, MapData, PerCpuArray};
 use lb_common::abi::{
     Addr, Affinity, AffinityKey, Backend, BackendFlags, BackendId, Device, Flow, FlowKey, Frontend,
     FrontendKey, NodeAddress, NodeConfig, Reason, ServiceCounters, ServiceId, TABLE_BLOCK, Table, map,
+    prefix_set,
 };
+use std::collections::BTreeMap;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -108,7 +110,7 @@ impl Bpf {
             Op::WriteTable { block, ids } => self.write_table(*block, ids),
             Op::PutFrontend(key, frontend) => self.frontends.put(key, frontend),
             Op::DeleteFrontend(key) => self.frontends.remove(key).map(drop),
-            Op::PutPrefix(prefix) => self.prefixes.put(prefix),
+            Op::PutPrefix(prefix, held) => self.prefixes.put(prefix, *held),
             Op::DeletePrefix(prefix) => self.prefixes.remove(prefix),
             Op::DeleteService(service) => {
                 self.service_counters.set(*service as usize, ServiceCounters::default());
@@ -165,7 +167,10 @@ impl Datapath for Bpf {
 
     fn read(&mut self) -> Result<Programmed> {
         let prefixes = self.prefixes.all().context("read the prefixes")?;
-        let mut programmed = Programmed { prefixes, ..Programmed::default() };
+        let (reach, ranges): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            prefixes.into_iter().partition(|(prefix, _)| prefix.set >= prefix_set::FIRST);
+        let prefixes = ranges.into_keys().collect();
+        let mut programmed = Programmed { prefixes, reach, ..Programmed::default() };
         self.frontends
             .for_each(|key, frontend| {
                 programmed.frontends.insert(*key, *frontend);

@@ -55,6 +55,10 @@ pub struct LoadOptions {
     pub cgroup: Option<PathBuf>,
     pub xdp: XdpPolicy,
     pub snat: [PortRange; 2],
+    /// All traffic to ClusterIPs takes the node's address (S43).
+    pub masquerade_all: bool,
+    /// That from others than pods does; which those are is said in the map of prefixes.
+    pub cluster_cidrs: bool,
     /// Sizes of maps that do not exist yet.
     pub capacity: Capacity,
     /// aya-log level of the programs, 0 = off.
@@ -458,6 +462,12 @@ fn load_object(options: &LoadOptions, pins: Option<&Path>) -> Result<Ebpf> {
     if kernel_at_least(6, 16) {
         flags = flags.with(SettingsFlags::CSUM_IPV6);
     }
+    if options.masquerade_all {
+        flags = flags.with(SettingsFlags::MASQUERADE_ALL);
+    }
+    if options.cluster_cidrs {
+        flags = flags.with(SettingsFlags::CLUSTER_CIDR);
+    }
     let settings = Settings {
         host_netns_cookie: sys::netns_cookie().unwrap_or(0),
         flags,
@@ -514,7 +524,7 @@ fn check_layout(ebpf: &mut Ebpf) -> Result<()> {
         (map::NODE, pair::<u32, a::NodeConfig>()),
         (map::COUNTERS, pair::<u32, u64>()),
         (map::SERVICE_COUNTERS, pair::<u32, a::ServiceCounters>()),
-        (map::PREFIXES, pair::<a::Prefix, u32>()),
+        (map::PREFIXES, pair::<a::Prefix, a::Held>()),
     ] {
         let info = data(ebpf.map(name).with_context(|| format!("the object has no map {name}"))?)?.info()?;
         if (info.key_size(), info.value_size()) != (key, value) {
@@ -564,6 +574,9 @@ pub fn verify_report() -> Result<Vec<ProgramReport>> {
         cgroup: None,
         xdp: XdpPolicy::Native,
         snat: [PortRange { first: 10_000, last: 29_999 }, PortRange { first: 61_000, last: 65_535 }],
+        // The larger programs.
+        masquerade_all: false,
+        cluster_cidrs: true,
         capacity: Capacity {
             frontends: 64,
             backends: 64,

@@ -16,8 +16,8 @@ mod sys;
 
 use crate::plan::op::Op;
 use lb_common::abi::{
-    AffinityKey, Backend, BackendId, Device, Flow, FlowKey, Frontend, FrontendKey, NodeAddress, NodeConfig,
-    Prefix, ServiceCounters, ServiceId, Table,
+    AffinityKey, Backend, BackendId, Device, Flow, FlowKey, Frontend, FrontendKey, Held, NodeAddress,
+    NodeConfig, Prefix, ServiceCounters, ServiceId, Table,
 };
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -28,7 +28,10 @@ pub struct Programmed {
     pub frontends: BTreeMap<FrontendKey, Frontend>,
     /// Live backends; free ids are absent.
     pub backends: BTreeMap<BackendId, Backend>,
+    /// Source ranges, by Service.
     pub prefixes: BTreeSet<Prefix>,
+    /// The sets of the whole node.
+    pub reach: BTreeMap<Prefix, Held>,
 }
 
 /// Sizes of the maps, in entries.

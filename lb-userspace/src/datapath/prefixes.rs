@@ -6,8 +6,8 @@ use super::{OpError, sys};
 use anyhow::{Context, Result};
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Map, MapData, MapError};
-use lb_common::abi::{Prefix, map};
-use std::collections::BTreeSet;
+use lb_common::abi::{Held, Prefix, map};
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -19,7 +19,7 @@ pub(super) struct Prefixes {
     capacity: u32,
     /// A second descriptor of the same map: aya's type does not lend its own.
     fd: OwnedFd,
-    map: LpmTrie<MapData, Rest, u32>,
+    map: LpmTrie<MapData, Rest, Raw<Held>>,
 }
 
 fn key(prefix: &Prefix) -> Key<Rest> {
@@ -39,8 +39,8 @@ impl Prefixes {
         self.capacity
     }
 
-    pub(super) fn put(&mut self, prefix: &Prefix) -> Result<(), OpError> {
-        self.map.insert(&key(prefix), 1, 0).map_err(|error| self.error(error))
+    pub(super) fn put(&mut self, prefix: &Prefix, held: Held) -> Result<(), OpError> {
+        self.map.insert(&key(prefix), Raw(held), 0).map_err(|error| self.error(error))
     }
 
     /// Takes one out; one that is not there is no error.
@@ -52,10 +52,10 @@ impl Prefixes {
         }
     }
 
-    pub(super) fn all(&self) -> io::Result<BTreeSet<Prefix>> {
-        let mut found = BTreeSet::new();
-        sys::for_each(self.fd.as_fd(), |prefix: &Prefix, _: &u32| {
-            found.insert(*prefix);
+    pub(super) fn all(&self) -> io::Result<BTreeMap<Prefix, Held>> {
+        let mut found = BTreeMap::new();
+        sys::for_each(self.fd.as_fd(), |prefix: &Prefix, held: &Held| {
+            found.insert(*prefix, *held);
         })?;
         Ok(found)
     }

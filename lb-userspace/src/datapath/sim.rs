@@ -9,10 +9,11 @@ use super::{Capacity, Datapath, MapFill, NodeFacts, OpError, Programmed, Sweep, 
 use crate::plan::op::Op;
 use lb_common::abi::{
     AffinityKey, Backend, BackendFlags, BackendId, Flow, FlowFlags, FlowKey, Frontend, FrontendFlags,
-    FrontendKey, Prefix, ServiceCounters, ServiceId, TABLE_BLOCK, Table, Ticks, map, timeout,
+    FrontendKey, Held, Prefix, ServiceCounters, ServiceId, TABLE_BLOCK, Table, Ticks, map, prefix_set,
+    timeout,
 };
 use path::Memory;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 pub mod path;
@@ -27,7 +28,7 @@ pub struct Sim {
     pub backends: BTreeMap<BackendId, Backend>,
     /// Blocks that were ever written.
     pub tables: BTreeMap<u32, [BackendId; TABLE_BLOCK]>,
-    pub prefixes: BTreeSet<Prefix>,
+    pub prefixes: BTreeMap<Prefix, Held>,
     pub node: Option<NodeFacts>,
     /// What the packet path remembers.
     pub memory: Memory,
@@ -42,7 +43,7 @@ impl Sim {
             frontends: BTreeMap::new(),
             backends: BTreeMap::new(),
             tables: BTreeMap::new(),
-            prefixes: BTreeSet::new(),
+            prefixes: BTreeMap::new(),
             node: None,
             memory: Memory::default(),
             fail_every: None,
@@ -89,12 +90,12 @@ impl Sim {
             Op::DeleteBackend(id) => {
                 self.backends.remove(id);
             }
-            Op::PutPrefix(prefix) => {
+            Op::PutPrefix(prefix, held) => {
                 let full = self.prefixes.len() >= self.capacity.prefixes as usize;
-                if full && !self.prefixes.contains(prefix) {
+                if full && !self.prefixes.contains_key(prefix) {
                     return Err(OpError::Full { map: map::PREFIXES, capacity: self.capacity.prefixes });
                 }
-                self.prefixes.insert(*prefix);
+                self.prefixes.insert(*prefix, *held);
             }
             Op::DeletePrefix(prefix) => {
                 self.prefixes.remove(prefix);
@@ -168,7 +169,8 @@ impl Sim {
         out.extend(lines.into_iter().map(|(.., line)| line));
         let mut lines: Vec<_> = self
             .prefixes
-            .iter()
+            .keys()
+            .filter(|prefix| prefix.set < prefix_set::FIRST)
             .map(|prefix| {
                 let name = names.get(&prefix.set).copied().unwrap_or(0);
                 format!("S{name} from {}/{}\n", prefix.addr, prefix.bits())
@@ -259,7 +261,13 @@ impl Datapath for Sim {
         Ok(Programmed {
             frontends: self.frontends.clone(),
             backends: self.backends.clone(),
-            prefixes: self.prefixes.clone(),
+            prefixes: self.prefixes.keys().filter(|p| p.set < prefix_set::FIRST).copied().collect(),
+            reach: self
+                .prefixes
+                .range(..)
+                .filter(|(p, _)| p.set >= prefix_set::FIRST)
+                .map(|(p, h)| (*p, *h))
+                .collect(),
         })
     }
 

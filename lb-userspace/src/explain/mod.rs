@@ -14,7 +14,6 @@ use crate::datapath::Programmed;
 use crate::model::{BackendState, FrontendKind, FrontendState, PortKey, PortState, ServiceState};
 use crate::node::{Inputs, NodeState};
 use crate::problem::ObjectKey;
-use ipnet::IpNet;
 use lb_common::abi::{
     Addr, AffinityKey, Backend, BackendFlags, BackendId, Be16, DropReason, Frontend, FrontendFlags,
     FrontendKey, Prefix, Proto, Table,
@@ -29,8 +28,6 @@ pub struct View<'a> {
     pub services: &'a BTreeMap<ObjectKey, ServiceState>,
     pub node: &'a NodeState,
     pub inputs: &'a Inputs,
-    /// Where ClusterIPs come from, as far as it is known.
-    pub service_cidrs: &'a [IpNet],
     /// Backend ids in a table, as the map holds them; empty where that is not told.
     pub slots: &'a mut dyn FnMut(&Table) -> Vec<BackendId>,
     pub affinity: &'a mut dyn FnMut(&AffinityKey) -> Option<(BackendId, u64)>,

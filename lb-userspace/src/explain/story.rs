@@ -5,7 +5,8 @@ use super::{
     socket,
 };
 use lb_common::abi::{
-    Addr, Backend, BackendFlags, BackendId, Family, Frontend, FrontendKey, PassReason, Proto,
+    Addr, Backend, BackendFlags, BackendId, DropReason, Family, Frontend, FrontendKey, Held, PassReason,
+    Proto, prefix_set,
 };
 use std::net::IpAddr;
 
@@ -273,15 +274,40 @@ pub(super) fn missed(
         })
         .collect();
     nearest.extend(behind);
-    if same_address.is_empty() && view.service_cidrs.iter().any(|cidr| cidr.contains(&ip)) {
-        steps.push(format!("{ip} lies in a range of ClusterIPs, but no Service has it."));
-    } else if !same_address.is_empty() {
+    let held = held(view, &key.addr).filter(|_| local.is_none());
+    if held == Some(Held::FOREIGN) {
+        steps.push(format!("{ip} belongs to a Service that another proxy serves."));
+    } else if held.is_none() && !same_address.is_empty() {
         steps.push(format!("{ip} is a Service's address, but this port is not defined."));
     }
+    let (outcome, reason) = match held {
+        Some(Held::TAKEN) => (Outcome::Refused, DropReason::UndefinedPort),
+        Some(Held::MEMBER) => (Outcome::Dropped, DropReason::Unallocated),
+        _ => (Outcome::NotBalanced, DropReason::Unallocated),
+    };
     nearest.sort();
     nearest.dedup();
     nearest.truncate(12);
-    untouched(target, client(view, from, false), steps, nearest)
+    let client = client(view, from, false);
+    if outcome == Outcome::NotBalanced {
+        return untouched(target, client, steps, nearest);
+    }
+    steps.truncate(0);
+    steps.push(match outcome {
+        Outcome::Refused => {
+            format!("{at}: {ip} is a Service's ClusterIP, but this port is not defined: refused at once.")
+        }
+        _ => format!("{at}: {ip} lies in a range of ClusterIPs, but no Service has it: dropped in silence."),
+    });
+    Explanation { outcome, reason: Some(reason.label()), ..untouched(target, client, steps, nearest) }
+}
+
+/// What the longest prefix says of an address of Services (S38).
+fn held(view: &View<'_>, addr: &Addr) -> Option<Held> {
+    let set = prefix_set::services(addr);
+    // A prefix sorts by its length.
+    let longest = view.programmed.reach.iter().rev().find(|(prefix, _)| prefix.contains(set, addr));
+    longest.map(|(_, held)| *held)
 }
 
 impl Explanation {

@@ -2,7 +2,7 @@
 use super::*;
 use crate::args::value::{Devices, NodePortAddresses};
 use crate::node::{Address, Options, Tables, derive};
-use lb_common::abi::Family;
+use lb_common::abi::{Family, Held, prefix_set};
 
 fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
@@ -63,6 +63,12 @@ fn world() -> World {
         30081,
         &[("10.244.1.9", BackendFlags::CLUSTER.with(BackendFlags::INSIDE))],
     );
+    for (text, bits, held) in
+        [("10.96.0.0", 16, Held::MEMBER), ("10.96.0.1", 32, Held::TAKEN), ("10.96.9.8", 32, Held::FOREIGN)]
+    {
+        let at = addr(text);
+        world.programmed.reach.insert(Prefix::new(prefix_set::services(&at), at, bits), held);
+    }
     world
 }
 
@@ -135,13 +141,11 @@ impl World {
     }
 
     fn explain(&self, target: &str, from: Option<&str>) -> Explanation {
-        let cidrs = ["10.96.0.0/16".parse().unwrap()];
         let mut view = View {
             programmed: self.programmed.clone(),
             services: &self.services,
             node: &self.node,
             inputs: &self.inputs,
-            service_cidrs: &cidrs,
             slots: &mut |_| Vec::new(),
             affinity: &mut |key| self.affinity.get(key).copied(),
         };
@@ -184,9 +188,15 @@ fn outcomes_and_their_reasons() {
             Outcome::NotBalanced,
             &["--nodeport-addresses leaves 198.51.100.7 out", "192.0.2.1:30080/TCP would answer"],
         ),
-        ("10.96.0.1:81", None, Outcome::NotBalanced, &["10.96.0.1:80/TCP of default/web is another port"]),
-        ("10.96.0.1:80/udp", None, Outcome::NotBalanced, &["same port in another protocol"]),
-        ("10.96.9.9:80", None, Outcome::NotBalanced, &["no Service has it"]),
+        (
+            "10.96.0.1:81",
+            None,
+            Outcome::Refused,
+            &["undefined_port", "10.96.0.1:80/TCP of default/web is another port"],
+        ),
+        ("10.96.0.1:80/udp", None, Outcome::Refused, &["same port in another protocol"]),
+        ("10.96.9.9:80", None, Outcome::Dropped, &["unallocated", "no Service has it"]),
+        ("10.96.9.8:80", None, Outcome::NotBalanced, &["another proxy"]),
         ("10.244.1.6:8080", None, Outcome::NotBalanced, &["endpoint of default/web"]),
         ("203.0.113.1:30080", None, Outcome::NotBalanced, &["not an address of this node"]),
         ("127.0.0.1:30080", None, Outcome::NotBalanced, &["loopback"]),

@@ -1,6 +1,6 @@
 //! The operations of the data path. Their order in a plan is the order of their effect.
 
-use lb_common::abi::{Backend, BackendId, Frontend, FrontendKey, Prefix, ServiceId};
+use lb_common::abi::{Backend, BackendId, Frontend, FrontendKey, Held, Prefix, ServiceId};
 
 /// One write to the data path.
 #[derive(Clone, PartialEq, Debug)]
@@ -15,8 +15,8 @@ pub enum Op {
     DeleteFrontend(FrontendKey),
     /// Zeroes a backend; its id may be given out again after a pause.
     DeleteBackend(BackendId),
-    /// Lets clients of a prefix use what asks for its set.
-    PutPrefix(Prefix),
+    /// Puts a prefix into its set, with what that says of its addresses.
+    PutPrefix(Prefix, Held),
     /// Takes a prefix out of its set.
     DeletePrefix(Prefix),
     /// Forgets the counters of a Service id that may be given out again.

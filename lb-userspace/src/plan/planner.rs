@@ -202,7 +202,7 @@ impl Planner {
                 }
                 touched.insert(backend.service);
             }
-            Op::PutPrefix(prefix) => {
+            Op::PutPrefix(prefix, _) => {
                 self.holdings.entry(prefix.set).or_default().prefixes.insert(*prefix);
             }
             Op::DeletePrefix(prefix) => {
@@ -379,7 +379,7 @@ pub(super) fn retire(frontend: &Frontend) -> Frontend {
 /// restart a table may be written where a frontend already reads it.
 fn step(op: &Op) -> u8 {
     match op {
-        Op::PutBackend(..) | Op::PutPrefix(_) => 0,
+        Op::PutBackend(..) | Op::PutPrefix(..) => 0,
         Op::WriteTable { .. } => 1,
         Op::PutFrontend(..) | Op::DeleteFrontend(_) => 2,
         Op::DeleteBackend(_) | Op::DeletePrefix(_) | Op::DeleteService(_) => 3,

@@ -7,8 +7,8 @@ use super::planner::{Draft, Planner, retire};
 use crate::model::{BackendState, FrontendKind, FrontendState, PortKey, PortState};
 use crate::problem::{Kind, ObjectRef, Problem};
 use lb_common::abi::{
-    Backend, BackendFlags, BackendId, Be16, Frontend, FrontendFlags, FrontendKey, Prefix, Proto, ServiceId,
-    Table,
+    Backend, BackendFlags, BackendId, Be16, Frontend, FrontendFlags, FrontendKey, Held, Prefix, Proto,
+    ServiceId, Table,
 };
 use std::collections::BTreeSet;
 
@@ -133,7 +133,9 @@ impl Planner {
         let ranges = state.source_ranges.iter().flatten();
         let wanted: BTreeSet<Prefix> =
             ranges.map(|net| Prefix::new(id, net.network().into(), net.prefix_len())).collect();
-        draft.backends.extend(wanted.difference(&holding.prefixes).map(|prefix| Op::PutPrefix(*prefix)));
+        draft
+            .backends
+            .extend(wanted.difference(&holding.prefixes).map(|prefix| Op::PutPrefix(*prefix, Held::MEMBER)));
         draft.clear.extend(holding.prefixes.difference(&wanted).map(|prefix| Op::DeletePrefix(*prefix)));
     }
 

@@ -146,7 +146,7 @@ fn shape(ops: &[Op]) -> Vec<&'static str> {
             Op::DeleteFrontend(_) => "-frontend",
             Op::DeleteBackend(_) => "-backend",
             Op::DeleteService(_) => "-service",
-            Op::PutPrefix(_) => "range",
+            Op::PutPrefix(..) => "range",
             Op::DeletePrefix(_) => "-range",
         })
         .collect();

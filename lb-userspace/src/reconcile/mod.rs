@@ -11,6 +11,7 @@ mod drive;
 mod l7;
 mod node;
 mod problems;
+mod reach;
 mod reports;
 mod retry;
 mod sweep;
@@ -29,9 +30,11 @@ use crate::plan::op::Op;
 use crate::problem::{Kind, ObjectKey, ObjectRef, Problem};
 use crate::service_health::Wanted;
 use crate::source::{Batch, Change, Object, Objects};
+use ipnet::IpNet;
 use l7::L7;
 use node::PodWait;
 use problems::Problems;
+use reach::Reach;
 use retry::Retries;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -54,6 +57,10 @@ pub struct Parts {
     pub metrics: Arc<Metrics>,
     /// `None`: `--l7 off`.
     pub l7: Option<L7Parts>,
+    /// `--service-cidr`, in manifests mode: ServiceCIDR objects say the rest.
+    pub service_cidrs: Vec<IpNet>,
+    /// `--cluster-cidr`.
+    pub cluster_cidrs: Option<Vec<IpNet>>,
     /// Told which health checks of Services are to be served.
     pub health: watch::Sender<Arc<Wanted>>,
     /// What of the configuration cannot be honoured, for as long as this agent runs.
@@ -86,6 +93,8 @@ pub struct Reconciler {
     retries: Retries,
     problems: Problems,
     pub(crate) l7: Option<L7>,
+    reach: Reach,
+    service_cidrs: Vec<IpNet>,
     health: watch::Sender<Arc<Wanted>>,
     /// Health checks by Service, as the model has them.
     checks: BTreeMap<ObjectKey, HealthCheck>,
@@ -132,11 +141,15 @@ impl Reconciler {
             board,
             metrics,
             l7,
+            service_cidrs,
+            cluster_cidrs,
             health,
             problems,
         } = parts;
         let mut planner = Planner::new(datapath.capacity());
-        planner.restore(datapath.read()?, 0);
+        let mut programmed = datapath.read()?;
+        let reach = std::mem::take(&mut programmed.reach);
+        planner.restore(programmed, 0);
         let took_over = !planner.frontends().is_empty();
         let flows_refused = sweep::refused(datapath.as_mut());
         let started = Instant::now();
@@ -163,6 +176,8 @@ impl Reconciler {
             retries: Retries::default(),
             problems: Problems::new(problems),
             l7: l7.map(L7::new),
+            reach: Reach::new(cluster_cidrs.as_deref(), reach),
+            service_cidrs,
             health,
             checks: BTreeMap::new(),
             phase: Phase::Listing,
@@ -263,6 +278,7 @@ impl Reconciler {
         }
         for key in work.union(&dirty) {
             self.note_pods(key);
+            self.reach.note(key, self.objects.services.get(key).map(|service| &**service));
         }
         work.extend(self.retries.due(now));
         stages.model = began.elapsed();
@@ -273,6 +289,7 @@ impl Reconciler {
         if self.leftovers && !self.files_hide_objects() {
             self.retire_leftovers(&mut round);
         }
+        self.update_reach(&mut round);
         if let Some(swept) = self.swept.take() {
             self.forget_unused(&swept, &mut round);
         }
@@ -355,7 +372,10 @@ impl Reconciler {
     /// there if they differ: somebody else wrote to the maps.
     fn check(&mut self) {
         match self.datapath.read() {
-            Ok(Programmed { frontends, backends, prefixes }) => {
+            Ok(Programmed { frontends, backends, prefixes, reach }) => {
+                if reach != *self.reach.applied() {
+                    self.reach.restore(reach.clone());
+                }
                 let same = frontends == *self.planner.frontends()
                     && backends == *self.planner.backends()
                     && prefixes == self.planner.prefixes().copied().collect();
@@ -365,7 +385,7 @@ impl Reconciler {
                         backends = backends.len(),
                         "maps are not as they were left; programming them anew"
                     );
-                    self.planner.restore(Programmed { frontends, backends, prefixes }, self.seconds());
+                    self.planner.restore(Programmed { frontends, backends, prefixes, reach }, self.seconds());
                     self.plan_all = true;
                     self.leftovers = true;
                 }
@@ -473,7 +493,7 @@ fn failure_problem(key: &ObjectKey, op: &Op, error: &OpError) -> Problem {
             format!("frontend {}:{}/{}", frontend.addr, frontend.port, frontend.proto)
         }
         Op::DeleteBackend(id) => format!("backend {id}"),
-        Op::PutPrefix(prefix) | Op::DeletePrefix(prefix) => {
+        Op::PutPrefix(prefix, _) | Op::DeletePrefix(prefix) => {
             format!("source range {}/{}", prefix.addr, prefix.bits())
         }
         Op::DeleteService(id) => format!("service id {id}"),

@@ -84,6 +84,8 @@ pub(super) fn rig_with(kernel: &Arc<Mutex<Kernel>>, l7: Option<L7Parts>) -> Rig 
         board: Arc::clone(&board),
         l7,
         metrics: Arc::default(),
+        service_cidrs: Vec::new(),
+        cluster_cidrs: None,
         health: tokio::sync::watch::Sender::default(),
         problems: Vec::new(),
     });

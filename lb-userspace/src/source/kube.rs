@@ -113,17 +113,18 @@ impl KubeSource {
 
     /// The kinds that are always watched, and those for L7.
     fn kinds(&self) -> &'static [Kind] {
-        const ALL: [Kind; 8] = [
+        const ALL: [Kind; 9] = [
             Kind::Service,
             Kind::EndpointSlice,
             Kind::Node,
             Kind::Pod,
+            Kind::ServiceCidr,
             Kind::Ingress,
             Kind::IngressClass,
             Kind::Secret,
             Kind::Namespace,
         ];
-        if self.options.ingress.is_some() { &ALL } else { &ALL[..4] }
+        if self.options.ingress.is_some() { &ALL } else { &ALL[..5] }
     }
 
     /// Watches everything until the server is gone.
@@ -135,6 +136,7 @@ impl KubeSource {
                 self.watch_slices(client.clone(), &doubt, teller),
                 self.watch_node(client.clone(), &doubt, teller),
                 self.watch_pods(client.clone(), &doubt, teller),
+                self.watch_service_cidrs(client.clone(), &doubt, teller),
                 self.watch_ingresses(client.clone(), &doubt, teller),
                 self.watch_ingress_classes(client.clone(), &doubt, teller),
                 self.watch_namespaces(client.clone(), &doubt, teller),
@@ -151,8 +153,9 @@ impl KubeSource {
         let project = |service: Service| Ok(Object::Service(project::service(&service)));
         let mut config = watcher::Config::default();
         if self.options.ingress.is_none() {
-            // L4 has no use for another proxy's and headless ones: they are never even sent (S1).
-            config = config.labels(&format!("!{}", project::PROXY_NAME_LABEL)).fields("spec.clusterIP!=None");
+            // L4 has no use for headless ones: they are never even sent (S1). Another proxy's are
+            // known by their addresses, which are left alone (S38).
+            config = config.fields("spec.clusterIP!=None");
         }
         watch::watch(Whole { kind: Kind::Service, project }, Api::all(client), config, doubt, teller).await;
     }
@@ -182,6 +185,14 @@ impl KubeSource {
         let project = |pod: Pod| Ok(Object::Pod(project::pod(&pod, MissingReady::NotReady)));
         let config = watcher::Config::default().fields(&format!("spec.nodeName={}", self.options.node_name));
         watch::watch(Whole { kind: Kind::Pod, project }, Api::all(client), config, doubt, teller).await;
+    }
+
+    /// A server before 1.33 has none: then nothing is known of where ClusterIPs come from.
+    async fn watch_service_cidrs(&self, client: Client, doubt: &Notify, teller: &Teller) {
+        let project = |cidr: networking::ServiceCIDR| Ok(Object::ServiceCidr(project::service_cidr(&cidr)));
+        let subject = Whole { kind: Kind::ServiceCidr, project };
+        watch::watch(subject, Api::all(client), watcher::Config::default(), doubt, teller).await;
+        pending().await
     }
 
     async fn watch_ingresses(&self, client: Client, doubt: &Notify, teller: &Teller) {

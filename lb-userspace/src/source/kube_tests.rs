@@ -30,7 +30,6 @@ async fn serve(mut stream: TcpStream) -> std::io::Result<()> {
             "buildDate": "", "goVersion": "", "compiler": "", "platform": ""}),
         ),
         "/api/v1/services" if watching => {
-            assert!(query.contains("labelSelector=%21service.kubernetes.io"), "{query}");
             assert!(query.contains("fieldSelector=spec.clusterIP%21%3DNone"), "{query}");
             let events = [
                 json!({"type": "ADDED", "object": service("two")}),
@@ -58,6 +57,13 @@ async fn serve(mut stream: TcpStream) -> std::io::Result<()> {
             ),
         ),
         "/api/v1/pods" => (200, list("PodList", json!([]))),
+        "/apis/networking.k8s.io/v1/servicecidrs" => (
+            200,
+            list(
+                "ServiceCIDRList",
+                json!([{"metadata": {"name": "kubernetes"}, "spec": {"cidrs": ["10.96.0.0/12", "fd00::/108"]}}]),
+            ),
+        ),
         _ => (
             403,
             json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "Forbidden", "code": 403,
@@ -115,7 +121,8 @@ async fn kinds_are_watched_apart_through_the_first_server_that_answers() {
         let names: Vec<&str> = objects.services.keys().map(|key| key.name.as_str()).collect();
         names == ["two"]
             && objects.slices.len() == 1
-            && objects.listed.len() == 3
+            && objects.listed.len() == 4
+            && objects.service_cidrs.values().flatten().count() == 2
             && !objects.source_problems.is_empty()
     };
     while !done(&objects) {

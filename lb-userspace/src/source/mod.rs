@@ -19,6 +19,7 @@
 //! - [`Syncs`] tells `weir status` how each kind stands; read it at any time.
 
 use crate::problem::{Kind, ObjectKey, ObjectRef, Problem};
+use ipnet::IpNet;
 use lb_common::abi::Proto;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -294,6 +295,13 @@ impl std::fmt::Debug for Secret {
     }
 }
 
+/// A ServiceCIDR: where ClusterIPs are taken from (S38).
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct ServiceCidr {
+    pub name: String,
+    pub cidrs: Vec<IpNet>,
+}
+
 /// A Namespace.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Namespace {
@@ -311,6 +319,7 @@ pub enum Object {
     IngressClass(IngressClass),
     Secret(Secret),
     Service(Service),
+    ServiceCidr(ServiceCidr),
     EndpointSlice(EndpointSlice),
     Node(Node),
     Pod(Pod),
@@ -360,6 +369,8 @@ pub struct Objects {
     pub secrets: BTreeMap<ObjectKey, Arc<Secret>>,
     /// Secrets that were asked for and are not to be had, and why.
     pub missing_secrets: BTreeMap<ObjectKey, String>,
+    /// Ranges of ClusterIPs, by the ServiceCIDR that names them.
+    pub service_cidrs: BTreeMap<String, Vec<IpNet>>,
     /// Kinds that have been listed in full at least once (S8).
     pub listed: BTreeSet<Kind>,
     pub source_problems: Vec<Problem>,
@@ -387,6 +398,8 @@ pub struct Touched {
     pub ingress_classes: bool,
     /// Our Node changed: everything may differ.
     pub node: bool,
+    /// Ranges of ClusterIPs changed.
+    pub service_cidrs: bool,
     /// Pods changed: links of pods may have come or gone.
     pub pods: bool,
 }

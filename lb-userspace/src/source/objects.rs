@@ -6,7 +6,7 @@
 
 use super::{
     Change, EndpointSlice, Ingress, IngressClass, Namespace, Node, Object, Objects, Pod, Secret, SecretState,
-    Service, Touched,
+    Service, ServiceCidr, Touched,
 };
 use crate::problem::{Kind, ObjectKey, ObjectRef};
 use std::collections::{BTreeMap, BTreeSet};
@@ -26,6 +26,7 @@ impl Object {
             Self::Ingress(ingress) => (Kind::Ingress, ingress.key.clone()),
             Self::IngressClass(class) => (Kind::IngressClass, ObjectKey::new("", &class.name)),
             Self::Secret(secret) => (Kind::Secret, secret.key.clone()),
+            Self::ServiceCidr(cidr) => (Kind::ServiceCidr, ObjectKey::new("", &cidr.name)),
             Self::Namespace(namespace) => (Kind::Namespace, ObjectKey::new("", &namespace.name)),
         };
         ObjectRef { kind, key }
@@ -39,6 +40,7 @@ impl Touched {
             && self.secrets.is_empty()
             && !self.ingress_classes
             && !self.node
+            && !self.service_cidrs
             && !self.pods
     }
 
@@ -50,6 +52,7 @@ impl Touched {
         self.ingress_classes |= other.ingress_classes;
         self.node |= other.node;
         self.pods |= other.pods;
+        self.service_cidrs |= other.service_cidrs;
     }
 }
 
@@ -98,6 +101,10 @@ impl Objects {
             Change::Upsert(Object::IngressClass(class)) => self.put_ingress_class(class, &mut touched),
             Change::Upsert(Object::Secret(secret)) => self.put_secret(secret, &mut touched),
             Change::Upsert(Object::Namespace(namespace)) => self.put_namespace(namespace, &mut touched),
+            Change::Upsert(Object::ServiceCidr(ServiceCidr { name, cidrs })) => {
+                let before = self.service_cidrs.insert(name, cidrs.clone());
+                touched.service_cidrs |= before.as_ref() != Some(&cidrs);
+            }
             Change::Delete(object) => self.delete(&object, &mut touched),
             Change::Unreadable(object, reason) => {
                 if !self.secrets.contains_key(&object.key) {
@@ -252,6 +259,9 @@ impl Objects {
                 let gone = Namespace { name: object.key.name.clone(), ending: false };
                 self.put_namespace(gone, touched);
             }
+            Kind::ServiceCidr => {
+                touched.service_cidrs |= self.service_cidrs.remove(&object.key.name).is_some();
+            }
             Kind::ConfigMap | Kind::File | Kind::Agent => {}
         }
     }
@@ -286,6 +296,7 @@ impl Objects {
             Kind::IngressClass => self.ingress_classes.keys().map(|name| ObjectKey::new("", name)).collect(),
             Kind::Secret => of(&self.secrets),
             Kind::Namespace => self.ending_namespaces.iter().map(|name| ObjectKey::new("", name)).collect(),
+            Kind::ServiceCidr => self.service_cidrs.keys().map(|name| ObjectKey::new("", name)).collect(),
             Kind::ConfigMap | Kind::File | Kind::Agent => Vec::new(),
         }
     }

@@ -17,6 +17,7 @@ mod node;
 mod pod;
 mod secret;
 mod service;
+mod service_cidr;
 mod slice;
 mod syntax;
 
@@ -27,6 +28,7 @@ pub use node::node;
 pub use pod::{MissingReady, pod};
 pub use secret::{TLS_CERT, TLS_KEY, TLS_TYPE, secret};
 pub use service::{cluster_ip_texts, service};
+pub use service_cidr::service_cidr;
 pub use slice::slice;
 
 /// Label that gives a Service to another proxy (S1).

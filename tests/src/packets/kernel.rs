@@ -56,6 +56,8 @@ fn inside<T: Send>(
                 cgroup: None,
                 xdp: XdpPolicy::Native,
                 snat: snat.ranges(),
+                masquerade_all: snat == Snat::MasqueradeAll,
+                cluster_cidrs: snat == Snat::ClusterCidr,
                 capacity: CAPACITY,
                 log_level: 0,
                 clsact: false,
@@ -177,7 +179,8 @@ impl Runner for Kernel {
         let programmed = bpf.read()?;
         let frontends = programmed.frontends.keys().map(|key| Op::DeleteFrontend(*key));
         let backends = programmed.backends.keys().map(|id| Op::DeleteBackend(*id));
-        let prefixes = programmed.prefixes.iter().map(|prefix| Op::DeletePrefix(*prefix));
+        let prefixes = programmed.prefixes.iter().chain(programmed.reach.keys());
+        let prefixes = prefixes.map(|prefix| Op::DeletePrefix(*prefix));
         let ops: Vec<Op> = frontends.chain(backends).chain(prefixes).collect();
         self.apply(&ops)?;
         self.bpf()?.set_node(&facts())

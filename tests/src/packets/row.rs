@@ -6,7 +6,7 @@ use super::build::{Link, Packet, at};
 use super::world::{ETH0, POD0};
 use lb_common::abi::{
     Addr, Backend, BackendFlags, BackendId, Be16, DropReason, Family, Frontend, FrontendFlags, FrontendKey,
-    PassReason, PortRange, Prefix, Proto, Reason, ServiceId, Table,
+    Held, PassReason, PortRange, Prefix, Proto, Reason, ServiceId, SettingsFlags, Table,
 };
 use std::net::{IpAddr, SocketAddr};
 use weir::plan::op::Op;
@@ -74,17 +74,32 @@ pub enum Snat {
     Low,
     /// Port 61000 alone, in the second range.
     High,
+    /// As `Low`, with `--masquerade-all`.
+    MasqueradeAll,
+    /// As `Low`, with `--cluster-cidr`.
+    ClusterCidr,
     /// The default ranges: for the simulator alone, whose chance is known.
     Wide,
 }
 
 impl Snat {
     /// Those that the programs are loaded with.
-    pub const LOADED: [Self; 2] = [Self::Low, Self::High];
+    pub const LOADED: [Self; 4] = [Self::Low, Self::High, Self::MasqueradeAll, Self::ClusterCidr];
+
+    /// What of the programs' settings a row relies on.
+    pub const fn settings(self) -> SettingsFlags {
+        match self {
+            Self::MasqueradeAll => SettingsFlags::MASQUERADE_ALL,
+            Self::ClusterCidr => SettingsFlags::CLUSTER_CIDR,
+            Self::Low | Self::High | Self::Wide => SettingsFlags(0),
+        }
+    }
 
     pub const fn ranges(self) -> [PortRange; 2] {
         match self {
-            Self::Low => [PortRange { first: 20_000, last: 20_000 }, PortRange::EMPTY],
+            Self::Low | Self::MasqueradeAll | Self::ClusterCidr => {
+                [PortRange { first: 20_000, last: 20_000 }, PortRange::EMPTY]
+            }
             Self::High => [PortRange::EMPTY, PortRange { first: 61_000, last: 61_000 }],
             Self::Wide => {
                 [PortRange { first: 10_000, last: 29_999 }, PortRange { first: 61_000, last: 65_535 }]
@@ -214,8 +229,13 @@ impl Pending<'_> {
 
     /// Refused: a RST for a SYN, else ICMP "port unreachable".
     pub fn refused(self) {
+        self.refused_as(DropReason::NoEndpoint);
+    }
+
+    /// The same, for another reason.
+    pub fn refused_as(self, reason: DropReason) {
         let answer = refusal(&self.input, self.hook.link());
-        self.end(Expected::Answer(DropReason::NoEndpoint), answer);
+        self.end(Expected::Answer(reason), answer);
     }
 
     pub fn dropped(self, reason: DropReason) {
@@ -388,7 +408,7 @@ impl Service {
         let mut ops: Vec<Op> = self
             .ranges
             .iter()
-            .map(|(addr, bits)| Op::PutPrefix(Prefix::new(self.id, *addr, *bits)))
+            .map(|(addr, bits)| Op::PutPrefix(Prefix::new(self.id, *addr, *bits), Held::MEMBER))
             .collect();
         for endpoint in &self.endpoints {
             let mut flags = BackendFlags::INSIDE.with(BackendFlags::CLUSTER).with(BackendFlags::SERVING);

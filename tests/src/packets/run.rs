@@ -144,6 +144,7 @@ impl Runner for Simulated {
         self.sim = Sim::new(self.capacity);
         self.sim.memory.settings.hash_seed = HASH_SEED;
         self.sim.memory.settings.snat = row.snat.ranges();
+        self.sim.memory.settings.flags = row.snat.settings();
         (self.sockets, self.connected) = (row.sockets.clone(), row.connected.clone());
         self.sim.set_node(&facts())
     }

@@ -33,7 +33,7 @@ fn accounts_have_the_rights_that_the_docs_list_and_no_others() -> Result<()> {
         let resources = resources(&client).await?;
         // What every account may: to look at the API itself, for one.
         let everybody = rights(&client, &resources, "of-nobody").await?;
-        for (account, rows) in [("weir", usize::MAX), ("weir-l4", 4)] {
+        for (account, rows) in [("weir", usize::MAX), ("weir-l4", 6)] {
             let wanted = listed(&resources, rows)?;
             let found: Rights =
                 rights(&client, &resources, account).await?.difference(&everybody).cloned().collect();

@@ -14,6 +14,7 @@ mod malformed;
 mod plain;
 mod processes;
 mod ranges;
+mod reach;
 mod removal;
 mod restart;
 mod rig;

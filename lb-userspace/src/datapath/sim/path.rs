@@ -5,9 +5,9 @@
 
 use super::Sim;
 use lb_common::abi::{
-    Addr, Affinity, AffinityKey, Backend, BackendId, Device, Flow, FlowKey, Frontend, FrontendKey, NetnsKey,
-    NodeAddress, NodeConfig, Peer, PortRange, PrefixSet, Proto, Reason, ServiceCounters, ServiceId, Settings,
-    SettingsFlags, SocketKey, SocketPeer,
+    Addr, Affinity, AffinityKey, Backend, BackendId, Device, Flow, FlowKey, Frontend, FrontendKey, Held,
+    NetnsKey, NodeAddress, NodeConfig, Peer, PortRange, PrefixSet, Proto, Reason, ServiceCounters, ServiceId,
+    Settings, SettingsFlags, SocketKey, SocketPeer,
 };
 use lb_common::path::socket::Sockets;
 use lb_common::path::{Network, NoRoute, Place, Route, ServiceCount, Tables};
@@ -115,8 +115,10 @@ impl Tables for Sim {
         self.memory.affinity.borrow_mut().insert(*key, *value);
     }
 
-    fn holds(&self, set: PrefixSet, addr: &Addr) -> bool {
-        self.prefixes.iter().any(|prefix| prefix.contains(set, addr))
+    fn held(&self, set: PrefixSet, addr: &Addr) -> Option<Held> {
+        // A prefix sorts by its length.
+        let longest = self.prefixes.iter().rev().find(|(prefix, _)| prefix.contains(set, addr));
+        longest.map(|(_, held)| *held)
     }
 
     fn flow(&self, place: Place, key: &FlowKey, into: &mut Flow) -> bool {

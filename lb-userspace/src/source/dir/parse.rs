@@ -336,7 +336,9 @@ impl Document<'_> {
                 self.require_data(&secret)?;
                 Ok(Draft::Secret(project::secret(secret)))
             }
-            Kind::Namespace | Kind::ConfigMap | Kind::File | Kind::Agent => Ok(Draft::Unused),
+            Kind::Namespace | Kind::ServiceCidr | Kind::ConfigMap | Kind::File | Kind::Agent => {
+                Ok(Draft::Unused)
+            }
         }
     }
 

@@ -151,6 +151,11 @@ pub(super) async fn watch<K, S>(
         if status(&error) == Some(403) && folder.subject.yields() {
             return;
         }
+        // The kind is younger than the server.
+        if status(&error) == Some(404) && kind == Kind::ServiceCidr {
+            teller.send(folder.subject.list(Vec::new())).await;
+            return;
+        }
         let pause = backoff.next();
         let reason = reason(kind, &error);
         tracing::debug!(%kind, error = reason, "watch");

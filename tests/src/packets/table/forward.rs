@@ -148,7 +148,7 @@ fn narrowed(family: &Family) -> Row {
     row.outside(&ask).passes(PassReason::Forward, &ask.to(family.local));
     row.outside(&udp(family.client_too, family.external)).dropped(DropReason::SourceRange);
     let (_, gone) = service.without(&[0]);
-    row.ops(gone.into_iter().filter(|op| !matches!(op, Op::PutPrefix(_))).collect());
+    row.ops(gone.into_iter().filter(|op| !matches!(op, Op::PutPrefix(..))).collect());
     row.outside(&udp(family.client_too, family.external)).dropped(DropReason::SourceRange);
     row
 }

@@ -2,6 +2,7 @@
 
 mod forward;
 mod headers;
+mod reach;
 mod snat;
 mod tcp;
 mod udp;
@@ -13,7 +14,7 @@ use lb_common::abi::{PassReason, Proto, Reason};
 
 /// Every row.
 pub fn rows() -> Vec<Row> {
-    [forward::rows(), headers::rows(), snat::rows(), tcp::rows(), udp::rows()].concat()
+    [forward::rows(), headers::rows(), reach::rows(), snat::rows(), tcp::rows(), udp::rows()].concat()
 }
 
 /// The names that rows of one family use.
