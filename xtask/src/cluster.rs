@@ -54,11 +54,8 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
 /// Tells whether a verb installs Weir, and names no archive for that.
 fn installs_weir(words: &[String]) -> bool {
     let has = |name: &str| words.iter().any(|word| word == name || word.starts_with(&format!("{name}=")));
-    let other = |word: &String| word.starts_with("kube-proxy-") || word == "none";
-    let others = words.iter().any(|word| other(word))
-        || words
-            .iter()
-            .any(|word| word.strip_prefix("--proxy=").is_some_and(|proxy| other(&proxy.to_owned())));
+    let other = |word: &str| word.starts_with("kube-proxy-") || word == "none";
+    let others = words.iter().any(|word| other(word.strip_prefix("--proxy=").unwrap_or(word)));
     match words.first().map(String::as_str) {
         Some("up" | "proxy") => !has("--image") && !has("--help") && !has("-h") && !others,
         _ => false,
