@@ -62,6 +62,8 @@ reasons! {
         Malformed = "malformed",
         /// XDP left the packet to tc, untouched.
         LeftToTc = "left_to_tc",
+        /// An ICMP error about a packet of a known flow, turned with it (S70).
+        IcmpError = "icmp_error",
     }
 }
 

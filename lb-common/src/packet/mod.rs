@@ -8,12 +8,14 @@
 mod bytes;
 mod checksum;
 mod parse;
+mod quoted;
 mod refuse;
 mod rewrite;
 
 pub use bytes::Frame;
 pub use checksum::{Delta, fold, sum};
 pub use parse::{Fragment, Parsed, TcpFlags, parse};
+pub use quoted::{Ends, Quoted, quoted, rewrite_error};
 pub use refuse::{Answered, refuse};
 pub use rewrite::{Rewrite, rewrite};
 

@@ -181,9 +181,62 @@ pub fn parse<P: Packet>(packet: &P, tuple: &mut FlowKey) -> Result<Parsed, PassR
             tuple.source_port = Be16::from_wire(source_port);
             tuple.destination_port = Be16::from_wire(destination_port);
         }
+        // Looked at for the packet that an error quotes, without ports of their own.
+        Proto::ICMP | Proto::ICMPV6
+            if v4 == (network.proto == Proto::ICMP.0)
+                && !network.more_fragments
+                && l4 + UDP_HEADER <= end =>
+        {
+            tuple.source_port = Be16::from_wire(0);
+            tuple.destination_port = Be16::from_wire(0);
+        }
         _ => return Err(PassReason::OtherProtocol),
     }
     Ok(parsed)
+}
+
+/// What an ICMP error quotes of a transport header.
+pub(super) struct QuotedPorts {
+    pub(super) l4: usize,
+    pub(super) ports: [Be16; 2],
+    pub(super) proto: Proto,
+}
+
+/// Reads the IPv4 header that an error quotes at `l3`. The quote ends early: of its lengths
+/// nothing is believed.
+#[inline(always)]
+pub(super) fn quoted_v4<P: Packet>(packet: &P, l3: usize, tuple: &mut FlowKey) -> Option<QuotedPorts> {
+    let ip: Ipv4 = packet.load(l3)?;
+    let header = ((ip.version_ihl & 0xf) as usize) * 4;
+    let later = u16::from_be(ip.fragment) & 0x1fff != 0;
+    if ip.version_ihl >> 4 != 4 || header < 20 || later {
+        return None;
+    }
+    tuple.source = Addr::from_v4_word(ip.source);
+    tuple.destination = Addr::from_v4_word(ip.destination);
+    ports(packet, l3 + header, ip.proto)
+}
+
+/// The same of an IPv6 header without extensions.
+#[inline(always)]
+pub(super) fn quoted_v6<P: Packet>(packet: &P, l3: usize, tuple: &mut FlowKey) -> Option<QuotedPorts> {
+    let ip: Ipv6 = packet.load(l3)?;
+    tuple.source = Addr(ip.source);
+    tuple.destination = Addr(ip.destination);
+    if u32::from_be(ip.version_class) >> 28 != 6 || tuple.source.is_v4() || tuple.destination.is_v4() {
+        return None;
+    }
+    ports(packet, l3 + V6_HEADER, ip.next)
+}
+
+#[inline(always)]
+fn ports<P: Packet>(packet: &P, l4: usize, proto: u8) -> Option<QuotedPorts> {
+    let proto = Proto(proto);
+    if proto != Proto::TCP && proto != Proto::UDP {
+        return None;
+    }
+    let [source, destination]: [u16; 2] = packet.load(l4)?;
+    Some(QuotedPorts { l4, ports: [Be16::from_wire(source), Be16::from_wire(destination)], proto })
 }
 
 #[inline(always)]

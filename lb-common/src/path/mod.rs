@@ -8,6 +8,7 @@
 //! So netfilter sees only translated tuples, in both directions, and the CNI's rules and
 //! policies hold; only flows that we gave a source of ours bypass it, in both directions.
 
+mod error;
 mod flows;
 mod forward;
 mod reply;
@@ -183,6 +184,9 @@ pub fn ingress<P: Packet, T: Tables, N: Network>(
         Ok(parsed) => parsed,
         Err(reason) => return Verdict::Pass(reason),
     };
+    if is_icmp(scratch.own.key.proto) {
+        return error::ingress(packet, &parsed, tables, network, scratch);
+    }
     if scratch.own.key.destination.is_loopback() {
         return Verdict::Drop(DropReason::Loopback);
     }
@@ -217,6 +221,7 @@ pub fn ingress<P: Packet, T: Tables, N: Network>(
 #[inline(always)]
 pub fn egress<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Scratch) -> Verdict {
     match parse(packet, &mut scratch.own.key) {
+        Ok(parsed) if is_icmp(scratch.own.key.proto) => error::egress(packet, &parsed, tables, scratch),
         Ok(parsed) => reply::egress(packet, &parsed, tables, scratch),
         Err(reason) => Verdict::Pass(reason),
     }
@@ -236,6 +241,9 @@ pub fn early<P: Packet, T: Tables, N: Network>(
         Ok(parsed) => parsed,
         Err(reason) => return Verdict::Pass(reason),
     };
+    if is_icmp(scratch.own.key.proto) {
+        return Verdict::Pass(PassReason::OtherProtocol);
+    }
     let reply = if is_ours(tables, scratch.own.key.destination_port) {
         reply::early(packet, &parsed, tables, network, scratch)
     } else {
@@ -248,6 +256,11 @@ pub fn early<P: Packet, T: Tables, N: Network>(
         reply => reply,
     };
     verdict.unwrap_or(Verdict::Pass(PassReason::LeftToTc))
+}
+
+#[inline(always)]
+fn is_icmp(proto: Proto) -> bool {
+    proto == Proto::ICMP || proto == Proto::ICMPV6
 }
 
 /// The frontend that a packet is addressed to: by its own address and port, or on one of this

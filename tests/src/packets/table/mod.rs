@@ -1,5 +1,6 @@
 //! The rows, by what they are about.
 
+mod errors;
 mod forward;
 mod headers;
 mod reach;
@@ -14,7 +15,8 @@ use lb_common::abi::{PassReason, Proto, Reason};
 
 /// Every row.
 pub fn rows() -> Vec<Row> {
-    [forward::rows(), headers::rows(), reach::rows(), snat::rows(), tcp::rows(), udp::rows()].concat()
+    [errors::rows(), forward::rows(), headers::rows(), reach::rows(), snat::rows(), tcp::rows(), udp::rows()]
+        .concat()
 }
 
 /// The names that rows of one family use.
