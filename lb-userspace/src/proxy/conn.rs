@@ -108,7 +108,9 @@ impl Conn {
     pub(super) fn new(worker: &Rc<Worker>, peer: SocketAddr, scheme: Scheme) -> Rc<Self> {
         let deadlines: &Rc<Deadlines> = &worker.deadlines;
         let settings = &worker.shared.settings;
+        // A dual-stack socket names IPv4 clients by IPv4-mapped addresses (RFC 4291, 2.5.5.2).
         let address = peer.ip().to_canonical();
+        let peer = SocketAddr::new(address, peer.port());
         let conn = Self {
             peer,
             scheme,
