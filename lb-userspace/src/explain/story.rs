@@ -297,7 +297,9 @@ pub(super) fn missed(
         Outcome::Refused => {
             format!("{at}: {ip} is a Service's ClusterIP, but this port is not defined: refused at once.")
         }
-        _ => format!("{at}: {ip} lies in a range of ClusterIPs, but no Service has it: dropped in silence."),
+        Outcome::Served | Outcome::Dropped | Outcome::NotBalanced => {
+            format!("{at}: {ip} lies in a range of ClusterIPs, but no Service has it: dropped in silence.")
+        }
     });
     Explanation { outcome, reason: Some(reason.label()), ..untouched(target, client, steps, nearest) }
 }

@@ -193,10 +193,14 @@ mod tests {
         ops.iter().for_each(|op| reach.done(op));
         reach.dirty.clear();
         assert_eq!(reach.wanted, reach.applied);
-        let spell = |op: &Op| match op {
-            Op::PutPrefix(prefix, held) => format!("+{}/{} {}", prefix.addr, prefix.bits(), held.0),
-            Op::DeletePrefix(prefix) => format!("-{}/{}", prefix.addr, prefix.bits()),
-            other => format!("{other:?}"),
+        let spell = |op: &Op| {
+            if let Op::PutPrefix(prefix, held) = op {
+                format!("+{}/{} {}", prefix.addr, prefix.bits(), held.0)
+            } else if let Op::DeletePrefix(prefix) = op {
+                format!("-{}/{}", prefix.addr, prefix.bits())
+            } else {
+                format!("{op:?}")
+            }
         };
         ops.iter().map(spell).collect()
     }
