@@ -127,6 +127,10 @@ spec:
             - name: WEIR_METRICS_LISTEN
               value: "[$(HOST_IP)]:10249"
             {{- end }}
+            {{- if .l7 }}
+            - name: WEIR_DRAIN_DELAY
+              value: 20s
+            {{- end }}
           envFrom:
             - configMapRef:
                 name: weir
