@@ -16,6 +16,7 @@ use crate::web::{self, Fetch, Fetched, Sign, Traffic, TrafficReport};
 use crate::wire::{Answer, Ask, Flows, FlowsReport, Load, LoadReport, Proto, Reply, Request};
 use anyhow::{Context, Result, bail};
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd;
@@ -26,6 +27,8 @@ use std::sync::{Mutex, PoisonError};
 
 /// First argument of a helper process.
 const ARGUMENT: &str = "lab-helper";
+/// First argument of a pod's server in a cluster ([`run_pod`]).
+pub(crate) const POD: &str = "lab-pod";
 
 /// A running helper.
 #[derive(Debug)]
@@ -40,10 +43,18 @@ impl Helper {
     /// # Errors
     /// When it cannot be started.
     pub fn start(executable: &Path, netns: &Netns, cgroup: Option<&Path>) -> Result<Self> {
+        Self::start_in(executable, netns.file(), cgroup)
+    }
+
+    /// The same in a namespace that is somebody else's, by its file.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub(crate) fn start_in(executable: &Path, netns: &File, cgroup: Option<&Path>) -> Result<Self> {
         let procs = cgroup.map(procs_file).transpose()?;
         let mut command = Command::new(executable);
         command.arg(ARGUMENT).stdin(Stdio::piped()).stdout(Stdio::piped()).process_group(0);
-        sys::start_in(&mut command, netns.file().as_raw_fd(), procs.as_ref().map(AsRawFd::as_raw_fd));
+        sys::start_in(&mut command, netns.as_raw_fd(), procs.as_ref().map(AsRawFd::as_raw_fd));
         let mut child = command.spawn().with_context(|| format!("starting {}", executable.display()))?;
         let stdin = child.stdin.take().context("helper without input")?;
         let stdout = child.stdout.take().context("helper without output")?;
@@ -52,6 +63,14 @@ impl Helper {
 
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Ends it before its time: what is asked of it afterwards fails.
+    ///
+    /// # Errors
+    /// When there is no such process.
+    pub(crate) fn end(&self) -> Result<()> {
+        Ok(sys::kill(self.pid(), libc::SIGKILL)?)
     }
 
     fn call(&self, request: &Request) -> Result<Reply> {
@@ -66,6 +85,7 @@ impl Helper {
             Reply::Failed(reason) => bail!("{reason}"),
             reply @ (Reply::Done
             | Reply::Answers(_)
+            | Reply::Addresses(_)
             | Reply::Started(_)
             | Reply::Flows(_)
             | Reply::Load(_)
@@ -97,6 +117,15 @@ impl Helper {
     /// When the helper is gone; what became of the question is in the answer.
     pub fn ask(&self, ask: Ask) -> Result<Answer> {
         answers(self.call(&Request::Ask(ask))?)?.pop().context("no answer")
+    }
+
+    /// The IPv4 addresses of a name, as this name server knows them.
+    ///
+    /// # Errors
+    /// When it does not answer, or knows no such name.
+    pub fn resolve(&self, server: SocketAddr, name: &str) -> Result<Vec<IpAddr>> {
+        let reply = self.call(&Request::Resolve(server, name.into()))?;
+        if let Reply::Addresses(found) = reply { Ok(found) } else { bail!("not addresses: {reply:?}") }
     }
 
     /// Asks a TCP or UDP server who it is, with the usual deadline.
@@ -224,12 +253,15 @@ pub fn executable() -> Result<PathBuf> {
     found.with_context(|| format!("no `demo` near {}: cargo build -p tests --bin demo", own.display()))
 }
 
-/// Turns this process into a helper when it was started as one. Call it first in `main`.
+/// Turns this process into a helper, or a pod's server, when it was started as one. Call it
+/// first in `main`.
 pub fn serve_if_asked() {
-    if std::env::args().nth(1).as_deref() != Some(ARGUMENT) {
-        return;
-    }
-    let code = match run() {
+    let done = match std::env::args().nth(1).as_deref() {
+        Some(ARGUMENT) => run(),
+        Some(POD) => run_pod(),
+        _ => return,
+    };
+    let code = match done {
         Ok(()) => 0,
         Err(error) => {
             eprintln!("helper: {error:#}");
@@ -237,6 +269,27 @@ pub fn serve_if_asked() {
         }
     };
     std::process::exit(code);
+}
+
+/// The servers of a pod of a real cluster, until SIGTERM: `POD_NAME` is what they say who they
+/// are, `NODE_NAME` is told beside it, `TCP` and `UDP` are their ports, with commas.
+fn run_pod() -> Result<()> {
+    let var = |name: &str| std::env::var(name).with_context(|| format!("{name} is not set"));
+    let ports = |name: &str| -> Result<Vec<u16>> {
+        let list = std::env::var(name).unwrap_or_default();
+        list.split(',').filter(|port| !port.is_empty()).map(|port| Ok(port.parse()?)).collect()
+    };
+    let sign = Sign { name: var("POD_NAME")?, about: BTreeMap::from([("node".into(), var("NODE_NAME")?)]) };
+    let (tcp, udp) = (ports("TCP")?, ports("UDP")?);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    runtime.block_on(async {
+        servers::serve(sign, &tcp, &udp).await?;
+        // The first process of a pid namespace is not ended by a signal that it does not take.
+        tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?.recv().await;
+        anyhow::Ok(())
+    })?;
+    runtime.shutdown_background();
+    Ok(())
 }
 
 fn run() -> Result<()> {
@@ -268,6 +321,7 @@ async fn answer(request: Request, activities: &mut BTreeMap<u32, Activity>) -> R
             names::serve(known).await?;
             Reply::Done
         }
+        Request::Resolve(server, name) => Reply::Addresses(names::resolve(server, &name).await?),
         Request::Ask(question) => Reply::Answers(asked(question, 1).await?),
         Request::AskMany(question, count) => Reply::Answers(asked(question, count).await?),
         Request::OpenFlows(spec) => start(flows::open(&spec).await?),

@@ -29,6 +29,7 @@ mod names;
 pub mod netns;
 pub mod packets;
 pub mod raw;
+pub mod scenarios;
 pub mod scratch;
 pub mod servers;
 pub mod topology;

@@ -1,8 +1,13 @@
-//! A name server for the lab: knows a few names, and that there are no others (RFC 1035).
+//! A name server for the lab: knows a few names, and that there are no others (RFC 1035); and a
+//! client of others' name servers.
 
 use anyhow::{Context, Result};
+use hickory_resolver::TokioResolver;
+use hickory_resolver::config::{NameServerConfig, ResolverConfig};
+use hickory_resolver::net::runtime::TokioRuntimeProvider;
+use hickory_resolver::proto::rr::RecordType;
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use tokio::net::UdpSocket;
 
 /// Names in lower case without a last dot, and their addresses.
@@ -36,6 +41,23 @@ pub(crate) async fn serve(names: Names) -> Result<()> {
         }
     });
     Ok(())
+}
+
+/// The IPv4 addresses of a name, asked of one server over UDP.
+///
+/// # Errors
+/// When it does not answer, or knows no such name.
+pub(crate) async fn resolve(server: SocketAddr, name: &str) -> Result<Vec<IpAddr>> {
+    let mut config = NameServerConfig::udp(server.ip());
+    for connection in &mut config.connections {
+        connection.port = server.port();
+    }
+    let config = ResolverConfig::from_name_servers(vec![config]);
+    let mut builder = TokioResolver::builder_with_config(config, TokioRuntimeProvider::default());
+    builder.options_mut().cache_size = 0;
+    let resolver = builder.build().context("a resolver")?;
+    let found = resolver.lookup(format!("{name}."), RecordType::A).await?;
+    Ok(found.answers().iter().filter_map(|record| record.data.ip_addr()).collect())
 }
 
 /// The answer to a query of one question; none to anything else.

@@ -95,7 +95,7 @@ pub(crate) fn procs_file(cgroup: &Path) -> Result<File> {
 }
 
 /// Where cgroup2 is mounted: not always at `/sys/fs/cgroup`.
-fn cgroup2_root() -> Result<PathBuf> {
+pub(crate) fn cgroup2_root() -> Result<PathBuf> {
     let mounts = fs::read_to_string("/proc/self/mountinfo")?;
     for line in mounts.lines() {
         let Some((left, right)) = line.split_once(" - ") else { continue };

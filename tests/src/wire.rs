@@ -121,6 +121,8 @@ pub enum Request {
     /// A name server that knows these names, without a last dot, and no others.
     ServeNames(BTreeMap<String, Vec<IpAddr>>),
     Ask(Ask),
+    /// The IPv4 addresses of a name, asked of this server over UDP.
+    Resolve(SocketAddr, String),
     /// The same question so many times, one after the other.
     AskMany(Ask, u32),
     OpenFlows(Flows),
@@ -138,6 +140,7 @@ pub enum Request {
 pub enum Reply {
     Done,
     Answers(Vec<Answer>),
+    Addresses(Vec<IpAddr>),
     /// An activity runs under this number.
     Started(u32),
     Flows(FlowsReport),

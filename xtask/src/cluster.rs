@@ -9,7 +9,7 @@ use std::process::{Command, ExitCode};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// up, down, proxy, load, exec, and their arguments; `--help` lists them.
+    /// up, down, test, e2e, proxy, load, exec, and their arguments; `--help` lists them.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
     words: Vec<String>,
 }
@@ -27,6 +27,9 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     }
     let image = if installs_weir(&args.words) {
         Some(image::for_this_machine()?.display().to_string())
+    } else if verb == "test" && !args.words.iter().any(|word| word.starts_with("--image")) {
+        // For nodes that join: what `up` installed.
+        Some(image::default_file().display().to_string())
     } else {
         None
     };
@@ -43,12 +46,33 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     } else {
         root::raised(&program, &words)?
     };
-    if verb == "exec" || verb == "e2e" {
+    if matches!(verb, "exec" | "e2e" | "test") {
         let status = command.status()?;
         return Ok(ExitCode::from(u8::try_from(status.code().unwrap_or(1)).unwrap_or(1)));
     }
     run_command(&mut command)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Brings a cluster up for a check of each change, and returns the command that asks it; [`stop`]
+/// takes it down again.
+///
+/// # Errors
+/// When one is up already, or it does not come up.
+pub(crate) fn check() -> Result<Command> {
+    setup::prepare(&[Group::Run, Group::Cluster])?;
+    let image = image::for_tests()?.display().to_string();
+    let program = test::program("cluster", &[])?;
+    run_command(&mut root::raised(&program, &["up", "--nodes", "2", "--image", &image])?)?;
+    root::raised(&program, &["test", "--ci", "--image", &image])
+}
+
+/// Takes down what [`check`] brought up.
+///
+/// # Errors
+/// When something is left.
+pub(crate) fn stop() -> Result<()> {
+    run_command(&mut root::raised(&test::program("cluster", &[])?, &["down"])?)
 }
 
 /// Tells whether a verb installs Weir, and names no archive for that.

@@ -51,15 +51,21 @@ pub(crate) struct Args {
 /// # Errors
 /// When it cannot be built.
 pub(crate) fn for_this_machine() -> Result<PathBuf> {
-    let args = Args {
-        platform: Vec::new(),
-        profile: Profile::Release,
-        name: NAME.into(),
-        output: None,
-        rootfs: None,
-    };
-    run(&args)?;
-    Ok(default_file())
+    built(Profile::Release, default_file())
+}
+
+/// The same for a test of each change: quickly compiled, in a file of its own.
+///
+/// # Errors
+/// When it cannot be built.
+pub(crate) fn for_tests() -> Result<PathBuf> {
+    built(Profile::Ci, target().join("weir-image-ci.tar"))
+}
+
+fn built(profile: Profile, file: PathBuf) -> Result<PathBuf> {
+    let output = Some(file.clone());
+    run(&Args { platform: Vec::new(), profile, name: NAME.into(), output, rootfs: None })?;
+    Ok(file)
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
@@ -97,7 +103,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     report(&file, &args.name, args.profile)
 }
 
-fn default_file() -> PathBuf {
+pub(crate) fn default_file() -> PathBuf {
     target().join("weir-image.tar")
 }
 

@@ -5,7 +5,7 @@
 //! silence. The last line is the sum, alone on its line.
 
 use crate::shell::{cargo, line, root as checkout, say, target};
-use crate::{ebpf, root, verify};
+use crate::{cluster, ebpf, root, verify};
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 use std::ffi::{OsStr, OsString};
@@ -44,13 +44,16 @@ enum Layer {
     Api,
     /// Outside judges of the proxy: h2spec; and the Helm chart beside kustomize.
     Suites,
+    /// The image, installed into a real cluster of two nodes: the tutorial's objects, rights,
+    /// a rollout under load, the way out.
+    Cluster,
     /// The upstream suite for Ingress controllers, from the folder that
     /// `WEIR_INGRESS_CONFORMANCE` names; some fourteen minutes.
     Conformance,
 }
 
 /// What runs without a name.
-const ALL: [Layer; 8] = [
+const ALL: [Layer; 9] = [
     Layer::Unit,
     Layer::Golden,
     Layer::Packet,
@@ -59,6 +62,7 @@ const ALL: [Layer; 8] = [
     Layer::Http,
     Layer::Api,
     Layer::Suites,
+    Layer::Cluster,
 ];
 
 impl Layer {
@@ -72,6 +76,7 @@ impl Layer {
             Self::Http => "http",
             Self::Api => "api",
             Self::Suites => "suites",
+            Self::Cluster => "cluster",
             Self::Conformance => "conformance",
         }
     }
@@ -88,7 +93,7 @@ impl Layer {
     /// the unit layer, whole.
     fn targets(self) -> &'static [(&'static str, &'static str)] {
         match self {
-            Self::Unit | Self::Verify => &[],
+            Self::Unit | Self::Verify | Self::Cluster => &[],
             Self::Golden => &[("tests", "golden")],
             Self::Packet => &[("tests", "packet")],
             Self::Netns => &[
@@ -200,6 +205,9 @@ fn run_layer(
     if layer == Layer::Verify {
         return Ok(Count { passed: verify::load()?, ..Count::default() });
     }
+    if layer == Layer::Cluster {
+        return in_cluster();
+    }
     let variables: Vec<(&str, &OsStr)> = variables.iter().map(|(n, v)| (*n, v.as_os_str())).collect();
     let more: Vec<&str> = more.iter().map(String::as_str).collect();
     let mut sum = Count::default();
@@ -212,6 +220,13 @@ fn run_layer(
         sum.add(counted);
     }
     Ok(sum)
+}
+
+/// Asks a cluster of its own, and takes it down whatever it said.
+fn in_cluster() -> Result<Count> {
+    let count = counted(&mut cluster::check()?);
+    cluster::stop()?;
+    count
 }
 
 fn run_selection(

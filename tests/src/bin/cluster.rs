@@ -7,6 +7,7 @@ use lab::cluster::plan::OUTSIDE;
 use lab::cluster::state::Run;
 use lab::cluster::{Cluster, Cni, IpFamily, Plan, Proxy, balancer, boot, down, e2e, kind, up};
 use lab::netns::Netns;
+use lab::scenarios;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 
@@ -29,6 +30,18 @@ enum Verb {
     /// Runs upstream's end-to-end suite against the cluster; exit code 1 on a failure that is
     /// not expected.
     E2e(E2e),
+    /// Asks of the cluster what users do with one, and tells what was seen; exit code 1 when
+    /// something does not hold.
+    Test {
+        /// Scenarios; all of them without a name.
+        names: Vec<String>,
+        /// Only those for a check of each change.
+        #[arg(long)]
+        ci: bool,
+        /// The archive with Weir's image, for nodes that join.
+        #[arg(long)]
+        image: Option<PathBuf>,
+    },
     /// Another proxy on the cluster that runs.
     Proxy {
         proxy: Proxy,
@@ -101,6 +114,7 @@ struct Up {
 }
 
 fn main() -> ExitCode {
+    lab::helper::serve_if_asked();
     match run(Words::parse().verb) {
         Ok(code) => code,
         Err(error) => {
@@ -136,6 +150,12 @@ fn run(verb: Verb) -> Result<ExitCode> {
                 reports: reports.canonicalize()?,
             };
             if !e2e::run(&Cluster::attach()?, &options)? {
+                return Ok(ExitCode::FAILURE);
+            }
+        }
+        Verb::Test { names, ci, image } => {
+            let images = image.into_iter().collect();
+            if !scenarios::run(Cluster::attach()?, images, &names, ci)? {
                 return Ok(ExitCode::FAILURE);
             }
         }

@@ -77,7 +77,7 @@ pub(super) fn remove_kube_proxy(cluster: &Cluster) -> Result<()> {
 ///
 /// # Errors
 /// When the API server refuses something, or a Pod does not become ready.
-pub(super) fn install_weir(cluster: &Cluster) -> Result<()> {
+pub fn install_weir(cluster: &Cluster) -> Result<()> {
     let folder = deploy();
     ensure!(folder.join("kustomization.yaml").is_file(), "no manifests in {}", folder.display());
     cluster.kubectl(&["apply", "-k", &folder.to_string_lossy()]).context("installing Weir")?;
@@ -89,7 +89,7 @@ pub(super) fn install_weir(cluster: &Cluster) -> Result<()> {
 ///
 /// # Errors
 /// When something does not go.
-pub(super) fn uninstall_weir(cluster: &Cluster) -> Result<()> {
+pub fn uninstall_weir(cluster: &Cluster) -> Result<()> {
     if cluster.api().get("v1", "Namespace", "", WEIR_NAMESPACE)?.is_none() {
         return Ok(());
     }
@@ -133,7 +133,7 @@ pub(super) fn load_weir(cluster: &Cluster, archive: &Path) -> Result<()> {
 }
 
 /// The checkout's manifests.
-pub(super) fn deploy() -> PathBuf {
+pub fn deploy() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy")
 }
 

@@ -57,9 +57,16 @@ impl Image {
     /// # Errors
     /// When it is not installed.
     pub(super) fn program(&mut self, path: &str, name: &str) -> Result<&mut Self> {
-        let source = installed(name)?.canonicalize()?;
-        self.libraries_of(&source)?;
-        Ok(self.file(path, &source, 0o755))
+        self.linked(path, &installed(name)?.canonicalize()?)
+    }
+
+    /// A program of any place at a path of the image, and the libraries that it is linked to.
+    ///
+    /// # Errors
+    /// When a library is not there.
+    pub(super) fn linked(&mut self, path: &str, source: &Path) -> Result<&mut Self> {
+        self.libraries_of(source)?;
+        Ok(self.file(path, source, 0o755))
     }
 
     /// Every file right below a folder, at the same path, and the libraries that they need.

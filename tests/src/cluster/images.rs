@@ -122,6 +122,17 @@ fn recipes(programs: &Programs) -> Result<Vec<(&'static str, Image)>> {
     ])
 }
 
+/// Writes the image of the lab's own server ([`crate::helper`]): `executable` and what it is
+/// linked to.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn write_lab(name: &str, executable: &Path, to: &Path) -> Result<()> {
+    let mut image = Image::default();
+    image.linked("/lab", executable)?.entrypoint(&["/lab"]);
+    image.write(name, to)
+}
+
 /// True for a tool that busybox also has, in `/bin`.
 fn tools_link(name: &str) -> bool {
     !matches!(name, "curl" | "dig" | "host" | "ss" | "iperf" | "getent")

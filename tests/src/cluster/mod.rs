@@ -32,6 +32,7 @@ pub mod programs;
 pub mod state;
 pub mod up;
 
+pub use addons::{deploy, install_weir, uninstall_weir};
 pub use inspect::{Agent, BpfObjects, Thread};
 pub use plan::{Cni, IpFamily, Plan, Proxy};
 pub use process::Identity;

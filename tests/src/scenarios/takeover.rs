@@ -1,0 +1,78 @@
+//! Weir takes over from a running kube-proxy, and gives back, while connections are open
+//! (S82, docs/from-kube-proxy.md).
+
+use super::stage::Stage;
+use super::uninstall::{begin_cleaning, clean, end_cleaning, nothing_left, objects};
+use super::watch::{Scale, Watch, pause};
+use crate::cluster::{Proxy, uninstall_weir};
+use anyhow::{Result, ensure};
+use std::time::{Duration, Instant};
+
+/// Traffic goes on for this long between two steps.
+const BETWEEN: Duration = Duration::from_secs(10);
+/// How long open connections are waited for when Weir goes.
+const DRAIN: Duration = Duration::from_secs(300);
+
+pub(super) fn nftables(stage: &mut Stage) -> Result<String> {
+    there_and_back(stage, Proxy::KubeProxyNftables)
+}
+
+pub(super) fn iptables(stage: &mut Stage) -> Result<String> {
+    there_and_back(stage, Proxy::KubeProxyIptables)
+}
+
+fn there_and_back(stage: &mut Stage, kube_proxy: Proxy) -> Result<String> {
+    let began = Instant::now();
+    remove_weir(stage)?;
+    let bare = rules(stage)?;
+    stage.cluster().set_kube_proxy(kube_proxy)?;
+    stage.answers_at_l4()?;
+
+    // There: flows that kube-proxy's rules translate outlive them.
+    let scale = Scale { requests: 0, ..Scale::FULL };
+    let watch = Watch::start(stage, scale)?;
+    pause(BETWEEN);
+    stage.install()?;
+    pause(BETWEEN);
+    stage.cluster().set_kube_proxy(Proxy::None)?;
+    pause(BETWEEN);
+    let there = watch.stop()?.nothing_lost()?;
+    let took = began.elapsed().as_secs();
+
+    // Back: flows that Weir translates go on beside kube-proxy.
+    let watch = Watch::start(stage, scale)?;
+    pause(BETWEEN);
+    stage.cluster().set_kube_proxy(kube_proxy)?;
+    pause(BETWEEN);
+    let before = objects(stage)?;
+    uninstall_weir(stage.cluster())?;
+    pause(BETWEEN);
+    begin_cleaning(stage, Some(DRAIN))?;
+    pause(BETWEEN);
+    // Its connections end: that is what the cleaning pods wait for.
+    let back = watch.stop()?.nothing_lost()?;
+    end_cleaning(stage, DRAIN)?;
+    nothing_left(stage, &before)?;
+    stage.answers_at_l4()?;
+
+    stage.cluster().set_kube_proxy(Proxy::None)?;
+    let after = rules(stage)?;
+    for ((node, before), after) in stage.cluster().nodes().iter().zip(&bare).zip(&after) {
+        ensure!(before == after, "rules of {} before:\n{before}\nand after:\n{after}", node.name());
+    }
+    stage.install()?;
+    stage.answers()?;
+    Ok(format!("there ({took} s): {there}; back: {back}; rules as before"))
+}
+
+/// Takes Weir off all nodes.
+fn remove_weir(stage: &Stage) -> Result<()> {
+    let before = objects(stage)?;
+    uninstall_weir(stage.cluster())?;
+    clean(stage)?;
+    nothing_left(stage, &before)
+}
+
+fn rules(stage: &Stage) -> Result<Vec<String>> {
+    stage.cluster().nodes().iter().map(|node| node.rules()).collect()
+}

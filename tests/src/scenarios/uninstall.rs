@@ -1,0 +1,77 @@
+//! Weir is taken away, as docs/install.md says: nothing of it is left on any node.
+
+use super::stage::{PATIENCE, Stage};
+use crate::cluster::{BpfObjects, uninstall_weir};
+use crate::wait;
+use anyhow::{Context, Result, ensure};
+use std::time::Duration;
+
+/// Where the cleaning pods live.
+const CLEANUP: &str = "weir-cleanup";
+/// Maps are freed a moment after their last user.
+const FREED: Duration = Duration::from_secs(30);
+
+/// Programs, maps, pins and rules are gone from every node; and Weir can be installed again.
+pub(super) fn uninstall(stage: &mut Stage) -> Result<String> {
+    let before = objects(stage)?;
+    let (programs, maps) = (count(&before, |one| one.programs.len()), count(&before, |one| one.maps.len()));
+    ensure!(programs > 0 && maps > 0, "there was nothing to take away: {before:?}");
+    uninstall_weir(stage.cluster())?;
+    clean(stage)?;
+    nothing_left(stage, &before)?;
+    stage.install()?;
+    stage.answers()?;
+    Ok(format!("{programs} programs and {maps} maps of {} nodes gone; installed again", before.len()))
+}
+
+fn count(all: &[BpfObjects], number: impl Fn(&BpfObjects) -> usize) -> usize {
+    all.iter().map(number).sum()
+}
+
+/// What each node has.
+pub(super) fn objects(stage: &Stage) -> Result<Vec<BpfObjects>> {
+    stage.cluster().nodes().iter().map(|node| node.bpf()).collect()
+}
+
+/// Runs `weir cleanup` on every node, as `deploy/cleanup` does it.
+pub(super) fn clean(stage: &Stage) -> Result<()> {
+    begin_cleaning(stage, None)?;
+    end_cleaning(stage, PATIENCE)
+}
+
+/// Starts the cleaning pods; with `drain` they wait for open connections, so long.
+pub(super) fn begin_cleaning(stage: &Stage, drain: Option<Duration>) -> Result<()> {
+    let mut manifests = stage.cluster().kubectl(&["kustomize", &stage.deploy("cleanup")])?;
+    if let Some(drain) = drain {
+        // The word that docs/from-kube-proxy.md adds.
+        let with = format!("- cleanup\n        - --drain={}s\n", drain.as_secs());
+        let changed = manifests.replacen("- cleanup\n", &with, 1);
+        ensure!(changed != manifests, "no command `cleanup` in deploy/cleanup");
+        manifests = changed;
+    }
+    stage.cluster().apply(&manifests)
+}
+
+/// Waits until all nodes are clean, and takes the cleaning pods away.
+pub(super) fn end_cleaning(stage: &Stage, patience: Duration) -> Result<()> {
+    stage.cluster().wait_rollout(CLEANUP, "daemonset/weir-cleanup", patience)?;
+    stage.cluster().kubectl(&["delete", "-k", &stage.deploy("cleanup"), "--wait"]).map(drop)
+}
+
+/// That no node has anything, and that the kernel has freed what was there.
+pub(super) fn nothing_left(stage: &Stage, before: &[BpfObjects]) -> Result<()> {
+    for (node, before) in stage.cluster().nodes().iter().zip(before) {
+        wait::until(&format!("nothing of Weir's on {}", node.name()), FREED, || {
+            let now = node.bpf()?;
+            ensure!(now.is_empty(), "{now:?}");
+            let loaded = before.still_loaded()?;
+            ensure!(loaded.is_empty(), "still in the kernel: {loaded:?}");
+            Ok(())
+        })?;
+        let rules = node.rules().context("rules")?;
+        ensure!(!rules.contains("weir"), "rules of Weir's on {}: {rules}", node.name());
+        ensure!(node.run("ls", &["/run/weir"]).is_err(), "/run/weir is there on {}", node.name());
+        ensure!(node.agents()?.is_empty(), "a process of Weir's runs on {}", node.name());
+    }
+    Ok(())
+}
