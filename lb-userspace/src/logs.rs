@@ -7,6 +7,9 @@ use crate::args::{LogConfig, LogFormat, LogLevel};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
+/// The API client's own line on each failed connect: what it means for Weir is told as a problem.
+const QUIET: &str = "kube_client::client::builder=off";
+
 /// Sets up the log of this process; the second call does nothing.
 pub fn init(config: &LogConfig) {
     let level = match config.level {
@@ -17,7 +20,8 @@ pub fn init(config: &LogConfig) {
         LogLevel::Debug => LevelFilter::DEBUG,
         LogLevel::Trace => LevelFilter::TRACE,
     };
-    let filter = EnvFilter::builder().with_default_directive(level.into()).from_env_lossy();
+    let modules = std::env::var("RUST_LOG").unwrap_or_else(|_| QUIET.into());
+    let filter = EnvFilter::builder().with_default_directive(level.into()).parse_lossy(modules);
     let builder =
         tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
     // A sink that is gone must not end the process: it would be told on the same sink (H60).
