@@ -94,6 +94,10 @@ pub fn uninstall_weir(cluster: &Cluster) -> Result<()> {
         return Ok(());
     }
     let (manifests, cleanup) = (deploy(), deploy().join("cleanup"));
+    // Pods first: a namespace that is deleted with them is looked at again only after half of the
+    // longest time that they were given.
+    cluster.kubectl(&["delete", "-n", WEIR_NAMESPACE, "daemonset", "--all", "--wait"])?;
+    cluster.kubectl(&["wait", "-n", WEIR_NAMESPACE, "--for=delete", "pod", "--all", "--timeout=300s"])?;
     delete(cluster, &manifests)?;
     cluster.kubectl(&["apply", "-k", &cleanup.to_string_lossy()])?;
     cluster.wait_rollout("weir-cleanup", "daemonset/weir-cleanup", PATIENCE)?;

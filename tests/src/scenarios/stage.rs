@@ -98,8 +98,8 @@ impl Stage {
             cluster_ips: Vec::new(),
             images,
         };
-        // What a test that was stopped left behind.
-        stage.strike()?;
+        // What an earlier test left behind.
+        stage.cluster.kubectl(&["delete", "namespace", NAMESPACE, "--ignore-not-found"])?;
         stage
             .apply(&json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": NAMESPACE } }))?;
         let mut secret = stage.authority.secret(SECRET, &[HOST], 1)?;
@@ -324,9 +324,12 @@ impl Stage {
         Ok(())
     }
 
-    /// Takes the objects away again.
-    pub(super) fn strike(&self) -> Result<()> {
-        self.cluster.kubectl(&["delete", "namespace", NAMESPACE, "--ignore-not-found"]).map(drop)
+    /// Takes the objects away again, without waiting for their end. Clients in pods end first: a
+    /// pod does not end while its cgroup holds a process.
+    pub(super) fn strike(mut self) -> Result<()> {
+        self.inside.clear();
+        let words = ["delete", "namespace", NAMESPACE, "--ignore-not-found", "--wait=false"];
+        self.cluster.kubectl(&words).map(drop)
     }
 }
 
