@@ -13,7 +13,7 @@ use std::time::Duration;
 pub(super) const WEIR_IMAGE: &str = "docker.io/library/weir:dev";
 /// Where they install it.
 pub(super) const WEIR_NAMESPACE: &str = "weir-system";
-const PATIENCE: Duration = Duration::from_secs(120);
+pub(super) const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Applies CoreDNS; [`wait_coredns`] waits for it.
 ///
@@ -77,31 +77,50 @@ pub(super) fn remove_kube_proxy(cluster: &Cluster) -> Result<()> {
 ///
 /// # Errors
 /// When the API server refuses something, or a Pod does not become ready.
-pub fn install_weir(cluster: &Cluster) -> Result<()> {
+pub(super) fn install_weir(cluster: &Cluster) -> Result<()> {
     let folder = deploy();
     ensure!(folder.join("kustomization.yaml").is_file(), "no manifests in {}", folder.display());
     cluster.kubectl(&["apply", "-k", &folder.to_string_lossy()]).context("installing Weir")?;
     wait_weir(cluster)
 }
 
-/// Removes Weir as a user does: its objects, then what it has programmed on the nodes, which
-/// outlives its Pods on purpose.
+/// Deletes Weir's objects, and waits until its Pods have gone. What they programmed stays, on
+/// purpose.
 ///
 /// # Errors
 /// When something does not go.
-pub fn uninstall_weir(cluster: &Cluster) -> Result<()> {
-    if cluster.api().get("v1", "Namespace", "", WEIR_NAMESPACE)?.is_none() {
-        return Ok(());
-    }
-    let (manifests, cleanup) = (deploy(), deploy().join("cleanup"));
+pub(super) fn delete_weir(cluster: &Cluster) -> Result<()> {
     // Pods first: a namespace that is deleted with them is looked at again only after half of the
     // longest time that they were given.
     cluster.kubectl(&["delete", "-n", WEIR_NAMESPACE, "daemonset", "--all", "--wait"])?;
     cluster.kubectl(&["wait", "-n", WEIR_NAMESPACE, "--for=delete", "pod", "--all", "--timeout=300s"])?;
-    delete(cluster, &manifests)?;
-    cluster.kubectl(&["apply", "-k", &cleanup.to_string_lossy()])?;
-    cluster.wait_rollout("weir-cleanup", "daemonset/weir-cleanup", PATIENCE)?;
-    delete(cluster, &cleanup)
+    delete(cluster, &deploy())
+}
+
+/// Starts `weir cleanup` on every node, as `deploy/cleanup` does; with `drain` it lets open
+/// connections end first, for so long.
+///
+/// # Errors
+/// When the API server refuses something.
+pub(super) fn begin_cleaning(cluster: &Cluster, drain: Option<Duration>) -> Result<()> {
+    let mut manifests = cluster.kubectl(&["kustomize", &cleanup().to_string_lossy()])?;
+    if let Some(drain) = drain {
+        // The word that docs/takeover.md adds.
+        let with = format!("- cleanup\n        - --drain={}s\n", drain.as_secs());
+        let changed = manifests.replacen("- cleanup\n", &with, 1);
+        ensure!(changed != manifests, "no command `cleanup` in deploy/cleanup");
+        manifests = changed;
+    }
+    cluster.apply(&manifests)
+}
+
+/// Waits until all nodes are clean, and deletes what [`begin_cleaning`] made.
+///
+/// # Errors
+/// When a node is not clean in time.
+pub(super) fn end_cleaning(cluster: &Cluster, patience: Duration) -> Result<()> {
+    cluster.wait_rollout("weir-cleanup", "daemonset/weir-cleanup", patience)?;
+    delete(cluster, &cleanup())
 }
 
 fn delete(cluster: &Cluster, folder: &Path) -> Result<()> {
@@ -137,8 +156,12 @@ pub(super) fn load_weir(cluster: &Cluster, archive: &Path) -> Result<()> {
 }
 
 /// The checkout's manifests.
-pub fn deploy() -> PathBuf {
+pub(super) fn deploy() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy")
+}
+
+fn cleanup() -> PathBuf {
+    deploy().join("cleanup")
 }
 
 fn filled_in(manifests: &str, plan: &Plan, image: &str, mode: &str) -> String {

@@ -3,6 +3,7 @@
 //! other, and where v2 is alone.
 
 use super::plan::CGROUP;
+use super::process::name_of;
 use crate::wait::until;
 use anyhow::{Context, Result, bail};
 use nix::mount::{MsFlags, mount};
@@ -192,7 +193,12 @@ pub(super) fn remove(node: &str) -> Result<()> {
     let folders = folders(node)?;
     until(&format!("{node}'s processes end"), Duration::from_secs(20), || {
         for folder in folders.iter().filter(|folder| folder.is_dir()) {
-            remove_tree(folder).with_context(|| folder.display().to_string())?;
+            if let Err(error) = remove_tree(folder) {
+                let held = processes(node)?.into_iter();
+                let held: Vec<String> =
+                    held.map(|pid| format!("{} ({pid})", name_of(pid).unwrap_or_default())).collect();
+                bail!("{}: {error}; in it: {}", folder.display(), held.join(", "));
+            }
         }
         Ok(())
     })

@@ -27,12 +27,11 @@ pub mod inspect;
 pub mod kind;
 mod node;
 pub mod plan;
-mod process;
+pub(crate) mod process;
 pub mod programs;
 pub mod state;
 pub mod up;
 
-pub use addons::{deploy, install_weir, uninstall_weir};
 pub use inspect::{Agent, BpfObjects, Thread};
 pub use plan::{Cni, IpFamily, Plan, Proxy};
 pub use process::Identity;
@@ -248,22 +247,61 @@ impl Cluster {
         Ok(names)
     }
 
-    /// Loads Weir's image, installs it as a user does (`kubectl apply -k deploy`) and waits
-    /// until it is ready on every node.
+    /// Loads Weir's image into all nodes and installs it ([`Self::install_weir`]).
     ///
     /// # Errors
     /// When a node or the API server refuses something, or a Pod does not become ready.
-    pub fn install_weir(&self, image: &Path) -> Result<()> {
+    pub fn install_weir_from(&self, image: &Path) -> Result<()> {
         addons::load_weir(self, image)?;
+        self.install_weir()
+    }
+
+    /// Installs Weir, whose image the nodes have, as a user does (`kubectl apply -k deploy`) and
+    /// waits until it is ready on every node.
+    ///
+    /// # Errors
+    /// When the API server refuses something, or a Pod does not become ready.
+    pub fn install_weir(&self) -> Result<()> {
         addons::install_weir(self)
     }
 
-    /// Removes Weir as a user does: its objects, then what it put on the nodes.
+    /// Removes Weir, where it is installed, as a user does: its objects, then what it has
+    /// programmed on the nodes, which outlives its Pods on purpose.
     ///
     /// # Errors
     /// When something does not go.
     pub fn uninstall_weir(&self) -> Result<()> {
-        addons::uninstall_weir(self)
+        if self.api.get("v1", "Namespace", "", addons::WEIR_NAMESPACE)?.is_none() {
+            return Ok(());
+        }
+        self.delete_weir()?;
+        self.begin_cleaning(None)?;
+        self.end_cleaning(addons::PATIENCE)
+    }
+
+    /// Deletes Weir's objects, and waits until its Pods have gone. Its programs go on.
+    ///
+    /// # Errors
+    /// When something does not go.
+    pub fn delete_weir(&self) -> Result<()> {
+        addons::delete_weir(self)
+    }
+
+    /// Starts `weir cleanup` on every node, as `deploy/cleanup` does; with `drain` it lets open
+    /// connections end first, for so long.
+    ///
+    /// # Errors
+    /// When the API server refuses something.
+    pub fn begin_cleaning(&self, drain: Option<Duration>) -> Result<()> {
+        addons::begin_cleaning(self, drain)
+    }
+
+    /// Waits until all nodes are clean, and deletes what [`Self::begin_cleaning`] made.
+    ///
+    /// # Errors
+    /// When a node is not clean in time.
+    pub fn end_cleaning(&self, patience: Duration) -> Result<()> {
+        addons::end_cleaning(self, patience)
     }
 
     /// The Pods of Weir that run: node and name.

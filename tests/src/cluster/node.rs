@@ -22,6 +22,8 @@ use std::time::Duration;
 
 /// How long a node may take to give its process 1 a name.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// Namespaces of dozens of pods may end before a node's own.
+const ENDS: Duration = Duration::from_secs(120);
 
 /// Places of the shared root file system that each node mounts its own over.
 pub(super) const OWN_FOLDERS: [(&str, &str); 6] = [
@@ -230,10 +232,11 @@ pub(super) fn switch_off(run: &Run, place: Place) -> Result<()> {
     if path.exists() {
         netns::remove(&path);
     }
-    // A device goes with its namespace, a moment later.
+    // A device goes with its namespace, when the kernel comes round to it: namespaces end one
+    // after the other.
     if let Ok(outside) = Netns::attach(OUTSIDE) {
         let port = place.port();
-        until(&format!("{port} goes"), PATIENCE, || {
+        until(&format!("{port} goes"), ENDS, || {
             ensure!(outside.output("ip", &["link", "show", &port]).is_err(), "still there");
             Ok(())
         })?;

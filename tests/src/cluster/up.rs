@@ -96,7 +96,7 @@ pub fn up(options: &Options) -> Result<Cluster> {
     cluster.wait_nodes(PATIENCE)?;
     clock.tell("the nodes are ready");
     match options.proxy {
-        Proxy::Weir => addons::install_weir(&cluster)?,
+        Proxy::Weir => cluster.install_weir()?,
         Proxy::KubeProxyNftables | Proxy::KubeProxyIptables => cluster.set_kube_proxy(options.proxy)?,
         Proxy::None => {}
     }
@@ -113,7 +113,7 @@ pub fn up(options: &Options) -> Result<Cluster> {
 /// When it does not become ready.
 pub fn switch(cluster: &Cluster, proxy: Proxy, image: Option<&Path>) -> Result<()> {
     if proxy == Proxy::Weir {
-        cluster.install_weir(image.context("no image of Weir is named")?)?;
+        cluster.install_weir_from(image.context("no image of Weir is named")?)?;
         return cluster.set_kube_proxy(Proxy::None);
     }
     cluster.set_kube_proxy(proxy)?;

@@ -2,6 +2,7 @@
 //! namespace and its cgroup, so that every hook sees them as that pod's own.
 
 use crate::cluster::Node;
+use crate::cluster::process::name_of;
 use crate::helper::Helper;
 use crate::scratch::cgroup2_root;
 use anyhow::{Context, Result};
@@ -25,11 +26,6 @@ pub(super) fn processes_of(uid: &str) -> Result<Vec<u32>> {
         .collect();
     found.sort_unstable();
     Ok(found)
-}
-
-/// What a process calls itself.
-pub(super) fn name_of(pid: u32) -> Option<String> {
-    Some(fs::read_to_string(format!("/proc/{pid}/comm")).ok()?.trim_end().to_owned())
 }
 
 /// A client in a pod.

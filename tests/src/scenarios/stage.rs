@@ -5,7 +5,7 @@ use super::place::{client_in_pod, client_on_node};
 use super::watch::DEADLINE_MS;
 use crate::authority::Authority;
 use crate::cluster::images::write_lab;
-use crate::cluster::{Cluster, Node, deploy, install_weir};
+use crate::cluster::{Cluster, Node};
 use crate::helper::{self, Helper};
 use crate::wait;
 use crate::web::Fetch;
@@ -268,16 +268,6 @@ impl Stage {
         }
         self.inside = inside;
         Ok(())
-    }
-
-    /// Installs Weir from `deploy/` and waits until it is ready.
-    pub(super) fn install(&self) -> Result<()> {
-        install_weir(&self.cluster)
-    }
-
-    /// A folder of `deploy/`.
-    pub(super) fn deploy(&self, folder: &str) -> String {
-        deploy().join(folder).to_string_lossy().into_owned()
     }
 
     /// Ends the clients on a node, whose processes would outlive it: they are none of its own.

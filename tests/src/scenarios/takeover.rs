@@ -2,9 +2,9 @@
 //! (S82, docs/from-kube-proxy.md).
 
 use super::stage::Stage;
-use super::uninstall::{begin_cleaning, clean, end_cleaning, nothing_left, objects};
+use super::uninstall::{nothing_left, objects};
 use super::watch::{Scale, Watch, pause};
-use crate::cluster::{Proxy, uninstall_weir};
+use crate::cluster::Proxy;
 use anyhow::{Result, ensure};
 use std::time::{Duration, Instant};
 
@@ -23,7 +23,9 @@ pub(super) fn iptables(stage: &mut Stage) -> Result<String> {
 
 fn there_and_back(stage: &mut Stage, kube_proxy: Proxy) -> Result<String> {
     let began = Instant::now();
-    remove_weir(stage)?;
+    let before = objects(stage)?;
+    stage.cluster().uninstall_weir()?;
+    nothing_left(stage, &before)?;
     let bare = rules(stage)?;
     stage.cluster().set_kube_proxy(kube_proxy)?;
     stage.answers_at_l4()?;
@@ -32,7 +34,7 @@ fn there_and_back(stage: &mut Stage, kube_proxy: Proxy) -> Result<String> {
     let scale = Scale { requests: 0, ..Scale::FULL };
     let watch = Watch::start(stage, scale)?;
     pause(BETWEEN);
-    stage.install()?;
+    stage.cluster().install_weir()?;
     pause(BETWEEN);
     stage.cluster().set_kube_proxy(Proxy::None)?;
     pause(BETWEEN);
@@ -45,13 +47,13 @@ fn there_and_back(stage: &mut Stage, kube_proxy: Proxy) -> Result<String> {
     stage.cluster().set_kube_proxy(kube_proxy)?;
     pause(BETWEEN);
     let before = objects(stage)?;
-    uninstall_weir(stage.cluster())?;
+    stage.cluster().delete_weir()?;
     pause(BETWEEN);
-    begin_cleaning(stage, Some(DRAIN))?;
+    stage.cluster().begin_cleaning(Some(DRAIN))?;
     pause(BETWEEN);
     // Its connections end: that is what the cleaning pods wait for.
     let back = watch.stop()?.nothing_lost()?;
-    end_cleaning(stage, DRAIN)?;
+    stage.cluster().end_cleaning(DRAIN)?;
     nothing_left(stage, &before)?;
     stage.answers_at_l4()?;
 
@@ -60,17 +62,9 @@ fn there_and_back(stage: &mut Stage, kube_proxy: Proxy) -> Result<String> {
     for ((node, before), after) in stage.cluster().nodes().iter().zip(&bare).zip(&after) {
         ensure!(before == after, "rules of {} before:\n{before}\nand after:\n{after}", node.name());
     }
-    stage.install()?;
+    stage.cluster().install_weir()?;
     stage.answers()?;
     Ok(format!("there ({took} s): {there}; back: {back}; rules as before"))
-}
-
-/// Takes Weir off all nodes.
-fn remove_weir(stage: &Stage) -> Result<()> {
-    let before = objects(stage)?;
-    uninstall_weir(stage.cluster())?;
-    clean(stage)?;
-    nothing_left(stage, &before)
 }
 
 fn rules(stage: &Stage) -> Result<Vec<String>> {

@@ -1,13 +1,11 @@
 //! Weir is taken away, as docs/install.md says: nothing of it is left on any node.
 
-use super::stage::{PATIENCE, Stage};
-use crate::cluster::{BpfObjects, uninstall_weir};
+use super::stage::Stage;
+use crate::cluster::BpfObjects;
 use crate::wait;
 use anyhow::{Context, Result, ensure};
 use std::time::Duration;
 
-/// Where the cleaning pods live.
-const CLEANUP: &str = "weir-cleanup";
 /// Maps are freed a moment after their last user.
 const FREED: Duration = Duration::from_secs(30);
 
@@ -16,10 +14,9 @@ pub(super) fn uninstall(stage: &mut Stage) -> Result<String> {
     let before = objects(stage)?;
     let (programs, maps) = (count(&before, |one| one.programs.len()), count(&before, |one| one.maps.len()));
     ensure!(programs > 0 && maps > 0, "there was nothing to take away: {before:?}");
-    uninstall_weir(stage.cluster())?;
-    clean(stage)?;
+    stage.cluster().uninstall_weir()?;
     nothing_left(stage, &before)?;
-    stage.install()?;
+    stage.cluster().install_weir()?;
     stage.answers()?;
     Ok(format!("{programs} programs and {maps} maps of {} nodes gone; installed again", before.len()))
 }
@@ -31,31 +28,6 @@ fn count(all: &[BpfObjects], number: impl Fn(&BpfObjects) -> usize) -> usize {
 /// What each node has.
 pub(super) fn objects(stage: &Stage) -> Result<Vec<BpfObjects>> {
     stage.cluster().nodes().iter().map(|node| node.bpf()).collect()
-}
-
-/// Runs `weir cleanup` on every node, as `deploy/cleanup` does it.
-pub(super) fn clean(stage: &Stage) -> Result<()> {
-    begin_cleaning(stage, None)?;
-    end_cleaning(stage, PATIENCE)
-}
-
-/// Starts the cleaning pods; with `drain` they wait for open connections, so long.
-pub(super) fn begin_cleaning(stage: &Stage, drain: Option<Duration>) -> Result<()> {
-    let mut manifests = stage.cluster().kubectl(&["kustomize", &stage.deploy("cleanup")])?;
-    if let Some(drain) = drain {
-        // The word that docs/from-kube-proxy.md adds.
-        let with = format!("- cleanup\n        - --drain={}s\n", drain.as_secs());
-        let changed = manifests.replacen("- cleanup\n", &with, 1);
-        ensure!(changed != manifests, "no command `cleanup` in deploy/cleanup");
-        manifests = changed;
-    }
-    stage.cluster().apply(&manifests)
-}
-
-/// Waits until all nodes are clean, and takes the cleaning pods away.
-pub(super) fn end_cleaning(stage: &Stage, patience: Duration) -> Result<()> {
-    stage.cluster().wait_rollout(CLEANUP, "daemonset/weir-cleanup", patience)?;
-    stage.cluster().kubectl(&["delete", "-k", &stage.deploy("cleanup"), "--wait"]).map(drop)
 }
 
 /// That no node has anything, and that the kernel has freed what was there.
