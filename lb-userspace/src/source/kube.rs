@@ -80,7 +80,7 @@ impl KubeSource {
     }
 
     async fn follow(&self, teller: &Teller) {
-        let mut backoff = Backoff::default();
+        let mut backoff = Backoff::away();
         let mut secrets = Secrets::new(self.options.ingress.as_ref().map(|options| options.secrets.clone()));
         loop {
             let connected = tokio::select! {
@@ -297,17 +297,32 @@ impl Teller {
 }
 
 /// Pauses that double, each varied by half, so that a thousand nodes do not come back at once.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Backoff {
     failures: u32,
+    longest: Duration,
+}
+
+impl Default for Backoff {
+    fn default() -> Self {
+        Self { failures: 0, longest: Self::LONGEST }
+    }
 }
 
 impl Backoff {
     const FIRST: Duration = Duration::from_millis(500);
     const LONGEST: Duration = Duration::from_secs(30);
+    /// For a server that is away: an attempt costs nobody anything, and until one succeeds
+    /// traffic goes to endpoints that may be gone. Pods that end stay for a few seconds.
+    const AWAY: Duration = Duration::from_secs(2);
+
+    /// For attempts to reach a server that does not answer at all.
+    fn away() -> Self {
+        Self { failures: 0, longest: Self::AWAY }
+    }
 
     pub(crate) fn next(&mut self) -> Duration {
-        let pause = Self::FIRST.saturating_mul(1 << self.failures.min(16)).min(Self::LONGEST);
+        let pause = Self::FIRST.saturating_mul(1 << self.failures.min(16)).min(self.longest);
         self.failures += 1;
         jittered(pause)
     }

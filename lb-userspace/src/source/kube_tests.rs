@@ -162,14 +162,15 @@ async fn without_any_server_each_address_is_told_with_its_reason() {
 }
 
 #[test]
-fn pauses_double_up_to_half_a_minute_and_vary() {
-    let mut backoff = Backoff::default();
-    let mut expected = Backoff::FIRST;
-    for _ in 0..40 {
-        let pause = backoff.next();
-        assert!(pause >= expected / 2 && pause <= expected * 3 / 2, "{pause:?} for {expected:?}");
-        expected = (expected * 2).min(Backoff::LONGEST);
+fn pauses_double_up_to_their_longest_and_vary() {
+    for (mut backoff, longest) in [(Backoff::default(), 30), (Backoff::away(), 2)] {
+        let mut expected = Backoff::FIRST;
+        for _ in 0..40 {
+            let pause = backoff.next();
+            assert!(pause >= expected / 2 && pause <= expected * 3 / 2, "{pause:?} for {expected:?}");
+            expected = (expected * 2).min(Duration::from_secs(longest));
+        }
+        backoff.reset();
+        assert!(backoff.next() <= Backoff::FIRST * 3 / 2);
     }
-    backoff.reset();
-    assert!(backoff.next() <= Backoff::FIRST * 3 / 2);
 }
