@@ -6,6 +6,7 @@
 //! closes its input, also by dying.
 
 use crate::clients::ask;
+use crate::differential::{self, Fates, Probe};
 use crate::flows::{self, Activity};
 use crate::manifests::PodSpec;
 use crate::names;
@@ -89,6 +90,7 @@ impl Helper {
             | Reply::Started(_)
             | Reply::Flows(_)
             | Reply::Load(_)
+            | Reply::Probed(_)
             | Reply::Fetched(_)
             | Reply::Traffic(_)) => Ok(reply),
         }
@@ -142,6 +144,24 @@ impl Helper {
     /// As [`Self::ask`].
     pub fn ask_many(&self, ask: Ask, count: u32) -> Result<Vec<Answer>> {
         answers(self.call(&Request::AskMany(ask, count))?)
+    }
+
+    /// Serves on addresses of its own, as the differential test wants it.
+    ///
+    /// # Errors
+    /// When a port is taken.
+    pub fn serve_at(&self, name: &str, ips: &[IpAddr], ports: &[u16]) -> Result<()> {
+        let (name, ips, ports) = (name.into(), ips.into(), ports.into());
+        self.call(&Request::ServeAt { name, ips, ports }).map(drop)
+    }
+
+    /// Puts many questions at once.
+    ///
+    /// # Errors
+    /// When the helper is gone.
+    pub fn probe(&self, probes: Vec<Probe>) -> Result<Vec<Fates>> {
+        let reply = self.call(&Request::Probe(probes))?;
+        if let Reply::Probed(fates) = reply { Ok(fates) } else { bail!("not fates: {reply:?}") }
     }
 
     /// Opens long-lived flows; returns the activity's number once all are open.
@@ -326,6 +346,11 @@ async fn answer(request: Request, activities: &mut BTreeMap<u32, Activity>) -> R
         Request::AskMany(question, count) => Reply::Answers(asked(question, count).await?),
         Request::OpenFlows(spec) => start(flows::open(&spec).await?),
         Request::StartLoad(load) => start(flows::start_load(load)),
+        Request::ServeAt { name, ips, ports } => {
+            differential::serve(&name, &ips, &ports).await?;
+            Reply::Done
+        }
+        Request::Probe(probes) => Reply::Probed(differential::put(probes).await),
         Request::Fetch(fetch) => Reply::Fetched(web::fetch(&fetch).await),
         Request::StartTraffic(traffic) => start(web::start(traffic).await?),
         Request::Report(number) => {

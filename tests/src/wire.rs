@@ -1,5 +1,6 @@
 //! What the lab's helper processes are told and what they answer: one JSON line each.
 
+use crate::differential::{Fates, Probe};
 use crate::web::{Fetch, Fetched, Traffic, TrafficReport};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -127,6 +128,14 @@ pub enum Request {
     AskMany(Ask, u32),
     OpenFlows(Flows),
     StartLoad(Load),
+    /// The servers of the differential test: under this name, on these addresses and ports.
+    ServeAt {
+        name: String,
+        ips: Vec<IpAddr>,
+        ports: Vec<u16>,
+    },
+    /// Many questions at once.
+    Probe(Vec<Probe>),
     Fetch(Fetch),
     StartTraffic(Traffic),
     /// The counters of a running activity.
@@ -145,6 +154,7 @@ pub enum Reply {
     Started(u32),
     Flows(FlowsReport),
     Load(LoadReport),
+    Probed(Vec<Fates>),
     Fetched(Fetched),
     Traffic(TrafficReport),
     Failed(String),

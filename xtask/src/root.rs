@@ -11,7 +11,7 @@ use std::ffi::{OsStr, OsString};
 use std::process::Command;
 
 /// The environment that a raised child keeps.
-const KEPT: [&str; 13] = [
+const KEPT: [&str; 14] = [
     "PATH",
     "HOME",
     "TMPDIR",
@@ -23,6 +23,7 @@ const KEPT: [&str; 13] = [
     "WEIR_KUBE_RELEASE_URL",
     "WEIR_BIN",
     "WEIR_BLESS",
+    "WEIR_DIFFERENTIAL_SEED",
     "WEIR_INGRESS_CONFORMANCE",
     "CARGO_TARGET_DIR",
 ];

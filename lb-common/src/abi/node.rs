@@ -65,6 +65,8 @@ impl SettingsFlags {
     pub const MASQUERADE_ALL: Self = Self(1 << 3);
     /// Traffic to ClusterIPs from others than pods is masqueraded (`--cluster-cidr`, S43).
     pub const CLUSTER_CIDR: Self = Self(1 << 4);
+    /// Sockets of the host alone are translated, pods' packets on their way (`--socket-lb host`).
+    pub const HOST_SOCKETS: Self = Self(1 << 5);
 }
 
 super::bits!(SettingsFlags);

@@ -73,6 +73,9 @@ impl FrontendFlags {
     pub const OUTSIDE_DROPS: Self = Self(1 << 5);
     /// Only clients out of the Service's set of [prefixes](super::Prefix) may use it (S51).
     pub const SOURCE_RANGES: Self = Self(1 << 6);
+    /// Clients take this node's address on their way to endpoints that are not the node itself,
+    /// wherever those are (`--masquerade-external`, S44).
+    pub const MASQUERADE: Self = Self(1 << 7);
 }
 
 super::bits!(FrontendFlags);

@@ -251,8 +251,10 @@ fn open<T: Tables, N: Network>(
     }
     let local = backend.flags.has(BackendFlags::LOCAL);
     let hairpin = backend.addr == own.key.source;
+    // Packets for the node itself leave by no device: netfilter masquerades none of them either.
     let snat =
-        hairpin || (from == Origin::Outside && !local) || masqueraded(tables, frontend, &own.key.source);
+        (hairpin || (from == Origin::Outside && !local) || masqueraded(tables, frontend, &own.key.source))
+            && tables.node_address(&backend.addr).is_none();
     let mut flags = FlowFlags::default();
     if snat {
         flags = flags.with(FlowFlags::SNAT);
@@ -295,12 +297,12 @@ fn open<T: Tables, N: Network>(
     if snat || from == Origin::Inside {
         // First the port that this tuple stands for, which is the same again after flow memory
         // was lost. The backend was chosen by the upper half of the hash.
-        pair.key.destination_port = nth_port(low, high, total, hash.rotate_left(16));
+        pair.key.destination_port = nth_port(low, high, total, hash.rotate_left(16), own.flow.flags);
     }
     let (mut owned, mut tries) = (false, 0);
     while tries < PORT_TRIES && !owned {
         if tries > 0 {
-            pair.key.destination_port = nth_port(low, high, total, tables.random());
+            pair.key.destination_port = nth_port(low, high, total, tables.random(), own.flow.flags);
         }
         owned = pair.key.destination_port != new.source_port && claim(tables, pair, rival, rival_pair);
         if owned && own.flow.flags.has(FlowFlags::SNAT) && network.socket_owns(&pair.key) {
@@ -320,13 +322,13 @@ fn open<T: Tables, N: Network>(
     None
 }
 
-/// Whether a flow to a ClusterIP takes this node's address although its reply would come back
-/// without that (S43).
+/// Whether a flow takes this node's address although its reply would come back without that:
+/// what the operator asks for ClusterIPs (S43) and for external frontends (S44).
 #[inline(always)]
 fn masqueraded<T: Tables>(tables: &T, frontend: &Frontend, source: &Addr) -> bool {
     let asked = tables.settings().flags;
     if !frontend.flags.has(FrontendFlags::CLUSTER_IP) {
-        return false;
+        return frontend.flags.has(FrontendFlags::MASQUERADE);
     }
     asked.has(SettingsFlags::MASQUERADE_ALL)
         || (asked.has(SettingsFlags::CLUSTER_CIDR) && tables.held(prefix_set::pods(source), source).is_none())
@@ -381,9 +383,49 @@ fn claim<T: Tables>(tables: &T, pair: &Entry, rival: &mut Entry, rival_pair: &mu
 }
 
 /// The port that a number out of all 32-bit ones stands for in the ranges taken together.
+///
+/// Every other port is for flows with this node's address, those between for flows that keep
+/// their client's: netfilter may give the latter this node's address too, with the port that they
+/// have, on their way out of the cluster (S48). Replies to both would then be one tuple.
 #[inline(always)]
-fn nth_port(low: PortRange, high: PortRange, total: u32, draw: u32) -> Be16 {
-    let n = ((u64::from(draw) * u64::from(total)) >> 32) as u32;
+fn nth_port(low: PortRange, high: PortRange, total: u32, draw: u32, flags: FlowFlags) -> Be16 {
+    let half = u64::from(total / 2);
+    let between = if flags.has(FlowFlags::SNAT) || half == 0 { 0 } else { 1 };
+    let n = ((u64::from(draw) * half) >> 32) as u32 * 2 + between;
     let port = if n < low.len() { u32::from(low.first) + n } else { u32::from(high.first) + (n - low.len()) };
     Be16::new(port as u16)
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn masqueraded_flows_and_others_have_ports_of_their_own() {
+        let ports = |low: PortRange, high: PortRange, flags| -> BTreeSet<u16> {
+            let total = low.len() + high.len();
+            (0..=u32::MAX).step_by(65_521).map(|draw| nth_port(low, high, total, draw, flags).get()).collect()
+        };
+        let range = |first, last| PortRange { first, last };
+        for (low, high, count) in [
+            (range(10_000, 10_099), range(61_000, 61_050), 75),
+            (range(20_000, 20_001), PortRange::EMPTY, 1),
+            (PortRange::EMPTY, range(61_000, 61_004), 2),
+        ] {
+            let [theirs, ours] = [FlowFlags::default(), FlowFlags::SNAT].map(|flags| ports(low, high, flags));
+            assert_eq!((theirs.len(), ours.len()), (count, count));
+            assert!(theirs.is_disjoint(&ours));
+            let of_ranges = |port: &u16| low.contains(Be16::new(*port)) || high.contains(Be16::new(*port));
+            assert!(theirs.iter().chain(&ours).all(of_ranges));
+        }
+        // One port is all that there is.
+        let only = range(20_000, 20_000);
+        assert_eq!(
+            ports(only, PortRange::EMPTY, FlowFlags::default()),
+            ports(only, PortRange::EMPTY, FlowFlags::SNAT)
+        );
+    }
 }

@@ -53,6 +53,9 @@ pub enum Call {
 /// connect() of a TCP or UDP socket.
 #[inline(always)]
 pub fn connect<T: Tables, S: Sockets>(tables: &T, sockets: &S, to: Remote, proto: Proto) -> Call {
+    if left_to_packets(tables, sockets) {
+        return Call::Untouched;
+    }
     let frontend = match lookup(tables, to, proto) {
         Some(frontend) => frontend,
         None => return without_frontend(tables, sockets, &to),
@@ -79,6 +82,9 @@ pub fn connect<T: Tables, S: Sockets>(tables: &T, sockets: &S, to: Remote, proto
 /// long as it serves (S60, S61).
 #[inline(always)]
 pub fn sendmsg<T: Tables, S: Sockets>(tables: &T, sockets: &S, to: Remote) -> Call {
+    if left_to_packets(tables, sockets) {
+        return Call::Untouched;
+    }
     let frontend = match lookup(tables, to, Proto::UDP) {
         Some(frontend) => frontend,
         None => return without_frontend(tables, sockets, &to),
@@ -150,6 +156,13 @@ fn peer_name<S: Sockets>(sockets: &S, actual: &Remote) -> Option<Remote> {
     Some(Remote { addr: peer.frontend, port: peer.frontend_port })
 }
 
+/// Whether a pod's calls stay as they are, and what becomes of them is decided by packet.
+#[inline(always)]
+fn left_to_packets<T: Tables, S: Sockets>(tables: &T, sockets: &S) -> bool {
+    let settings = tables.settings();
+    settings.flags.has(SettingsFlags::HOST_SOCKETS) && sockets.netns() != settings.host_netns_cookie
+}
+
 #[inline(always)]
 fn lookup<T: Tables>(tables: &T, to: Remote, proto: Proto) -> Option<Frontend> {
     let mut frontend = Frontend::zeroed();
@@ -174,7 +187,7 @@ fn without_frontend<T: Tables, S: Sockets>(tables: &T, sockets: &S, to: &Remote)
 }
 
 /// What becomes of a call to a frontend with source ranges (S51), if that is decided by them; and
-/// of one that has to leave with the node's address (S43).
+/// of one that has to leave with the node's address (S43, S44).
 ///
 /// A pod's address is not known here for certain, so its packets are judged. What leaves the
 /// host by itself meets no such hook: it counts as the node's primary address.
@@ -183,8 +196,10 @@ fn fenced<T: Tables, S: Sockets>(tables: &T, sockets: &S, frontend: &Frontend, v
     let settings = tables.settings();
     let inside = sockets.netns() != settings.host_netns_cookie;
     // A socket keeps its own address, which nothing here could change.
-    let masquerades = settings.flags.has(SettingsFlags::MASQUERADE_ALL) && inside;
-    if masquerades && frontend.flags.has(FrontendFlags::CLUSTER_IP) {
+    let masquerades = frontend.flags.has(FrontendFlags::MASQUERADE)
+        || (settings.flags.has(SettingsFlags::MASQUERADE_ALL)
+            && frontend.flags.has(FrontendFlags::CLUSTER_IP));
+    if masquerades && inside {
         return Some(Call::Untouched);
     }
     if !frontend.flags.has(FrontendFlags::SOURCE_RANGES) {

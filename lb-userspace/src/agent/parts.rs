@@ -1,6 +1,6 @@
 //! From the configuration to the parts.
 
-use crate::args::value::{Devices, NodePortAddresses};
+use crate::args::value::{Devices, NodePortAddresses, SocketLb};
 use crate::args::{ApiConfig, Config, L4Config, LogLevel, SourceKind, Xdp};
 use crate::board::{Board, agent_problem};
 use crate::cgroup;
@@ -35,12 +35,13 @@ pub(super) fn datapath(config: &Config) -> anyhow::Result<Box<dyn Datapath>> {
         return Ok(Box::new(Sim::new(capacity(None))));
     };
     let cgroup = match (l4.socket_lb, &l4.cgroup) {
-        (false, _) => None,
-        (true, asked) => Some(cgroup::root(asked.as_deref())?),
+        (SocketLb::Off, _) => None,
+        (SocketLb::On | SocketLb::Host, asked) => Some(cgroup::root(asked.as_deref())?),
     };
     let options = LoadOptions {
         bpffs: l4.bpffs.clone(),
         cgroup,
+        host_sockets: l4.socket_lb == SocketLb::Host,
         xdp: match l4.xdp {
             Xdp::Auto => XdpPolicy::Auto,
             Xdp::Native => XdpPolicy::Native,

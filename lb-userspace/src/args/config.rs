@@ -1,7 +1,7 @@
 //! The checked configuration, one sub-struct for each part of the agent.
 
-use super::run::{AccessLogFormat, AutoOff, LogFormat, LogLevel, Role, RunArgs, TcAttach, Xdp};
-use super::value::{AccessLog, Devices, NodePortAddresses};
+use super::run::{AccessLogFormat, AutoOff, Compat, LogFormat, LogLevel, Role, RunArgs, TcAttach, Xdp};
+use super::value::{AccessLog, Devices, NodePortAddresses, Ports, SocketLb};
 use crate::model::ModelOptions;
 use crate::problem::ObjectKey;
 use crate::source::StatusAddress;
@@ -61,7 +61,7 @@ pub struct L4Config {
     pub pod_devices: bool,
     pub xdp: Xdp,
     pub clsact: bool,
-    pub socket_lb: bool,
+    pub socket_lb: SocketLb,
     pub cgroup: Option<PathBuf>,
     pub snat: [PortRange; 2],
     pub conntrack_max: Option<u32>,
@@ -152,6 +152,12 @@ impl Config {
         if let Some(name) = args.ingress_controller.iter().find(|name| name.trim().is_empty()) {
             return Err(format!("--ingress-controller {name:?}: empty"));
         }
+        let as_kube_proxy = args.compat == Compat::KubeProxy;
+        let protected_ports = match &args.protected_ports {
+            // kube-proxy protects nothing.
+            None if as_kube_proxy => BTreeSet::new(),
+            given => protected_ports(given.as_ref(), &args),
+        };
         let node_name = match args
             .node_name
             .or_else(|| std::env::var("NODE_NAME").ok().filter(|name| !name.is_empty()))
@@ -160,14 +166,6 @@ impl Config {
             Some(_) => return Err("--node-name: empty".into()),
             None => host_name()?,
         };
-        let mut protected_ports: BTreeSet<u16> = args
-            .protected_ports
-            .map_or_else(|| PROTECTED_PORTS.into(), |ports| ports.0.into_iter().collect());
-        protected_ports.extend([args.healthz_listen.port(), args.metrics_listen.port()]);
-        if args.l7 {
-            let listeners = args.http_listen.iter().chain(&args.https_listen);
-            protected_ports.extend(listeners.map(SocketAddr::port));
-        }
         let kind = if args.manifests.is_empty() {
             SourceKind::Api(ApiConfig { kubeconfig: args.kubeconfig, server: args.apiserver })
         } else {
@@ -181,13 +179,18 @@ impl Config {
                 external_ips: args.external_ips,
                 protected_ports,
                 allow_endpoint_cidrs: args.allow_endpoint_cidr,
+                masquerade_external: args.masquerade_external.unwrap_or(as_kube_proxy),
             },
             l4: args.l4.then_some(L4Config {
                 devices: args.devices,
                 pod_devices: args.pod_devices == AutoOff::Auto,
                 xdp: args.xdp,
                 clsact: args.tc_attach == TcAttach::Clsact,
-                socket_lb: args.socket_lb,
+                socket_lb: args.socket_lb.unwrap_or(if as_kube_proxy {
+                    SocketLb::Host
+                } else {
+                    SocketLb::On
+                }),
                 cgroup: args.cgroup,
                 snat: args.snat_port_range.0,
                 conntrack_max: args.conntrack_max,
@@ -228,6 +231,18 @@ impl Config {
             state_dir: args.state_dir,
         })
     }
+}
+
+/// The ports that are named, or those of every node; and those that we listen on (H36).
+fn protected_ports(named: Option<&Ports>, args: &RunArgs) -> BTreeSet<u16> {
+    let mut ports: BTreeSet<u16> =
+        named.map_or_else(|| PROTECTED_PORTS.into(), |ports| ports.0.iter().copied().collect());
+    ports.extend([args.healthz_listen.port(), args.metrics_listen.port()]);
+    if args.l7 {
+        let listeners = args.http_listen.iter().chain(&args.https_listen);
+        ports.extend(listeners.map(SocketAddr::port));
+    }
+    ports
 }
 
 /// As many as this process may use, its control group's quota included.

@@ -2,8 +2,8 @@
 
 use super::config;
 use super::value::{
-    AccessLog, Cidrs, Devices, NodePortAddresses, PortRanges, Ports, cidr, duration, external_ips, listen,
-    object_key, on_off, port_range, size, status_address,
+    AccessLog, Cidrs, Devices, NodePortAddresses, PortRanges, Ports, SocketLb, cidr, duration, external_ips,
+    listen, object_key, on_off, port_range, size, socket_lb, status_address,
 };
 use crate::model::ExternalIps;
 use crate::problem::ObjectKey;
@@ -70,6 +70,15 @@ pub enum Role {
     Proxy,
 }
 
+/// Whose behaviour Weir takes on where it has a better one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum Compat {
+    /// Its own.
+    Off,
+    /// That of kube-proxy's nftables mode.
+    KubeProxy,
+}
+
 const SOURCE: &str = "Objects";
 const NODE: &str = "Node";
 const L4: &str = "Services (L4)";
@@ -122,9 +131,9 @@ pub struct RunArgs {
     /// How programs are put on devices; clsact is there to try the older way on a newer kernel
     #[arg(long, env = "WEIR_TC_ATTACH", value_name = "MODE", value_enum, default_value = "auto", hide = true, help_heading = L4)]
     pub tc_attach: TcAttach,
-    /// Translate at connect() and sendmsg()
-    #[arg(long, env = "WEIR_SOCKET_LB", value_name = "on|off", value_parser = on_off, default_value = "on", help_heading = L4)]
-    pub socket_lb: Onoff,
+    /// Translate at connect() and sendmsg(); host: only of programs of the host, pods by packet [default: on, with --compat kube-proxy host]
+    #[arg(long, env = "WEIR_SOCKET_LB", value_name = "on|off|host", value_parser = socket_lb, help_heading = L4)]
+    pub socket_lb: Option<SocketLb>,
     /// Control group whose sockets are translated [default: the cgroup2 root wherever it is mounted]
     #[arg(long, env = "WEIR_CGROUP", value_name = "PATH", help_heading = L4)]
     pub cgroup: Option<PathBuf>,
@@ -152,6 +161,12 @@ pub struct RunArgs {
     /// Masquerade all traffic to ClusterIPs
     #[arg(long, env = "WEIR_MASQUERADE_ALL", value_name = "on|off", value_parser = on_off, num_args = 0..=1, require_equals = true, default_value = "off", default_missing_value = "on", help_heading = L4)]
     pub masquerade_all: Onoff,
+    /// Masquerade what comes to external frontends of externalTrafficPolicy Cluster, also to endpoints of this node [default: off, with --compat kube-proxy on]
+    #[arg(long, env = "WEIR_MASQUERADE_EXTERNAL", value_name = "on|off", value_parser = on_off, num_args = 0..=1, require_equals = true, default_missing_value = "on", help_heading = L4)]
+    pub masquerade_external: Option<Onoff>,
+    /// Behave as kube-proxy's nftables mode where Weir would do better: sets the defaults of other flags
+    #[arg(long, env = "WEIR_COMPAT", value_name = "off|kube-proxy", value_enum, default_value = "off", help_heading = L4)]
+    pub compat: Compat,
     /// BPF filesystem; pins live below weir/
     #[arg(long, env = "WEIR_BPFFS", value_name = "PATH", default_value = config::BPFFS, help_heading = L4)]
     pub bpffs: PathBuf,

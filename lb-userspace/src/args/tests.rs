@@ -1,5 +1,5 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
-use super::value::{Devices, NodePortAddresses};
+use super::value::{Devices, NodePortAddresses, SocketLb};
 use super::*;
 use std::io::Write;
 
@@ -40,7 +40,7 @@ fn defaults_are_those_of_the_contract() {
     let config = config(&[]).unwrap();
     let l4 = config.l4.unwrap();
     assert_eq!(l4.devices, Devices::Auto);
-    assert!(l4.pod_devices && l4.socket_lb && !l4.masquerade_all);
+    assert!(l4.pod_devices && l4.socket_lb == SocketLb::On && !l4.masquerade_all);
     assert_eq!(l4.nodeport_addresses, NodePortAddresses::Primary);
     assert_eq!((l4.snat[0].first, l4.snat[0].last, l4.snat[1].first), (10000, 29999, 61000));
     assert_eq!(config.http.healthz.to_string(), "[::]:10256");
@@ -68,6 +68,27 @@ fn own_ports_are_always_protected() {
         let ports = config(args).unwrap().model.protected_ports;
         assert!(protected.iter().all(|port| ports.contains(port)), "{args:?}: {ports:?}");
         assert!(!free.iter().any(|port| ports.contains(port)), "{args:?}: {ports:?}");
+    }
+}
+
+/// Each deviation from kube-proxy that Weir has of its own accord is off, and what is said by its
+/// own flag beats the profile.
+#[test]
+fn the_profile_of_kube_proxy_turns_off_what_weir_does_of_its_own_accord() {
+    for (args, masquerades, protected, sockets) in [
+        (&[][..], false, Some(22), SocketLb::On),
+        (&["--compat", "off"], false, Some(22), SocketLb::On),
+        (&["--compat", "kube-proxy"], true, None, SocketLb::Host),
+        (&["--compat=kube-proxy", "--masquerade-external=off"], false, None, SocketLb::Host),
+        (&["--compat=kube-proxy", "--protected-ports=2222"], true, Some(2222), SocketLb::Host),
+        (&["--compat=kube-proxy", "--socket-lb=on"], true, None, SocketLb::On),
+        (&["--masquerade-external", "--socket-lb=host"], true, Some(22), SocketLb::Host),
+    ] {
+        let config = config(args).unwrap();
+        assert_eq!(config.model.masquerade_external, masquerades, "{args:?}");
+        let ports = &config.model.protected_ports;
+        assert!(protected.map_or(ports.is_empty(), |port| ports.contains(&port)), "{args:?}: {ports:?}");
+        assert_eq!(config.l4.unwrap().socket_lb, sockets, "{args:?}");
     }
 }
 
@@ -177,7 +198,7 @@ fn flags_beat_the_file() {
     let config = config(&["--config", path.to_str().unwrap(), "--xdp", "generic"]).unwrap();
     let l4 = config.l4.unwrap();
     assert_eq!(l4.xdp, Xdp::Generic);
-    assert!(!l4.socket_lb);
+    assert_eq!(l4.socket_lb, SocketLb::Off);
     assert!(matches!(l4.nodeport_addresses, NodePortAddresses::Within(cidrs) if cidrs.len() == 2));
     assert!(matches!(config.source.kind, SourceKind::Manifests { paths, .. } if paths.len() == 2));
     assert_eq!(config.http.healthz.port(), 1);

@@ -125,6 +125,25 @@ pub fn external_ips(text: &str) -> Result<ExternalIps, String> {
     }
 }
 
+/// Whose calls are translated at the socket.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SocketLb {
+    Off,
+    /// Programs of the host, which no packet hook sees in time; pods by packet alone.
+    Host,
+    On,
+}
+
+/// `on`, `off` or `host`.
+pub fn socket_lb(text: &str) -> Result<SocketLb, String> {
+    match on_off(text) {
+        Ok(true) => Ok(SocketLb::On),
+        Ok(false) => Ok(SocketLb::Off),
+        Err(_) if text == "host" => Ok(SocketLb::Host),
+        Err(reason) => Err(format!("{reason}, nor host")),
+    }
+}
+
 /// Addresses of the node on which node ports answer (S17).
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum NodePortAddresses {

@@ -53,6 +53,8 @@ pub struct LoadOptions {
     pub bpffs: PathBuf,
     /// The control group whose sockets are translated; `None`: no socket hooks.
     pub cgroup: Option<PathBuf>,
+    /// Only those of the host itself are.
+    pub host_sockets: bool,
     pub xdp: XdpPolicy,
     pub snat: [PortRange; 2],
     /// All traffic to ClusterIPs takes the node's address (S43).
@@ -465,6 +467,9 @@ fn load_object(options: &LoadOptions, pins: Option<&Path>) -> Result<Ebpf> {
     if options.masquerade_all {
         flags = flags.with(SettingsFlags::MASQUERADE_ALL);
     }
+    if options.host_sockets {
+        flags = flags.with(SettingsFlags::HOST_SOCKETS);
+    }
     if options.cluster_cidrs {
         flags = flags.with(SettingsFlags::CLUSTER_CIDR);
     }
@@ -572,6 +577,7 @@ pub fn verify_report() -> Result<Vec<ProgramReport>> {
     let options = LoadOptions {
         bpffs: PathBuf::new(),
         cgroup: None,
+        host_sockets: true,
         xdp: XdpPolicy::Native,
         snat: [PortRange { first: 10_000, last: 29_999 }, PortRange { first: 61_000, last: 65_535 }],
         // The larger programs.

@@ -218,6 +218,7 @@ fn spell_flags(flags: FrontendFlags) -> String {
         (FrontendFlags::INSIDE_DROPS, "inside-drops"),
         (FrontendFlags::OUTSIDE_DROPS, "outside-drops"),
         (FrontendFlags::SOURCE_RANGES, "source-ranges"),
+        (FrontendFlags::MASQUERADE, "masquerade"),
     ];
     let set: Vec<_> = names.into_iter().filter(|(flag, _)| flags.has(*flag)).map(|(_, name)| name).collect();
     set.join(" ")

@@ -284,6 +284,7 @@ fn matched(
         reason,
         proto: key.proto,
         ranges: flags.has(FrontendFlags::SOURCE_RANGES),
+        masquerades: flags.has(FrontendFlags::MASQUERADE),
     };
     story::matched(view, target, parts, from)
 }

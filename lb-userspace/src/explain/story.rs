@@ -22,10 +22,23 @@ pub(super) struct Matched {
     pub(super) proto: Proto,
     /// Source ranges say who may come.
     pub(super) ranges: bool,
+    /// Who comes takes this node's address (S44).
+    pub(super) masquerades: bool,
 }
 
 pub(super) fn matched(view: &View<'_>, target: &Target, parts: Matched, from: Option<IpAddr>) -> Explanation {
-    let Matched { client, frontend, endpoints, chosen, remembered, outcome, reason, proto, ranges } = parts;
+    let Matched {
+        client,
+        frontend,
+        endpoints,
+        chosen,
+        remembered,
+        outcome,
+        reason,
+        proto,
+        ranges,
+        masquerades,
+    } = parts;
     let named = if frontend.port_name.is_empty() {
         String::new()
     } else {
@@ -78,7 +91,7 @@ pub(super) fn matched(view: &View<'_>, target: &Target, parts: Matched, from: Op
                 Some((backend, _)) => vec![*backend],
                 None => chosen.iter().map(|(_, backend)| *backend).collect(),
             };
-            let told = translate(view, &client, &candidates, from);
+            let told = translate(view, &client, &candidates, from, masquerades);
             steps.push(format!("The destination becomes {}; the source {}.", told.destination, told.source));
             translation = Some(told);
         }
@@ -111,7 +124,13 @@ pub(super) fn matched(view: &View<'_>, target: &Target, parts: Matched, from: Op
 }
 
 /// Destination and source as the backend sees them.
-fn translate(view: &View<'_>, client: &Client, candidates: &[Backend], from: Option<IpAddr>) -> Translation {
+fn translate(
+    view: &View<'_>,
+    client: &Client,
+    candidates: &[Backend],
+    from: Option<IpAddr>,
+    masquerades: bool,
+) -> Translation {
     let destination = match candidates {
         [one] => socket(one.addr.into(), one.port.get()),
         _ => "the endpoint's".to_string(),
@@ -122,7 +141,9 @@ fn translate(view: &View<'_>, client: &Client, candidates: &[Backend], from: Opt
     let config = &view.node.facts.config;
     let own = if family == Family::V4 { config.v4 } else { config.v6 };
     let masked = format!("becomes this node's ({own}, or that of the device it leaves by)");
-    let source = if client.inside {
+    let source = if masquerades {
+        format!("{masked}, as --masquerade-external has it")
+    } else if client.inside {
         if hairpin && candidates.len() == 1 {
             format!("{masked}, since the endpoint is the client itself")
         } else if hairpin {

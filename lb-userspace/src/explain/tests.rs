@@ -118,6 +118,7 @@ impl World {
             cluster_ip_drops: false,
             inside_drops: false,
             outside_drops: false,
+            masquerades: false,
         };
         for (n, (at, flags)) in (1..).zip(backends) {
             let backend = Backend {

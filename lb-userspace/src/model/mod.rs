@@ -87,6 +87,8 @@ pub struct PortState {
     pub cluster_ip_drops: bool,
     pub inside_drops: bool,
     pub outside_drops: bool,
+    /// Clients of frontends other than the ClusterIP take this node's address (S44).
+    pub masquerades: bool,
 }
 
 /// What load balancers ask this node about a Service, by `healthCheckNodePort` (S52, S53).

@@ -24,6 +24,9 @@ pub struct ModelOptions {
     /// `--allow-endpoint-cidr`: endpoints that are accepted although they are loopback,
     /// link-local, multicast or unspecified (H38).
     pub allow_endpoint_cidrs: Vec<IpNet>,
+    /// `--masquerade-external`: with `externalTrafficPolicy: Cluster`, endpoints see this node's
+    /// address in place of the client's, wherever they are (S44).
+    pub masquerade_external: bool,
 }
 
 impl ModelOptions {

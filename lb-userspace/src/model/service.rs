@@ -125,6 +125,8 @@ pub(super) fn build(
             cluster_ip_drops: decision.cluster_ip_drops,
             inside_drops: false,
             outside_drops: decision.outside_drops,
+            // As kube-proxy does it: under Local, who is let through keeps its address (S45, S46).
+            masquerades: options.masquerade_external && service.external_policy == TrafficPolicy::Cluster,
         };
         state.ports.insert(port_key, port_state);
     }

@@ -9,6 +9,7 @@ use proptest::prelude::*;
 use std::sync::Arc;
 
 mod bounds;
+mod masquerade;
 
 fn key(name: &str) -> ObjectKey {
     ObjectKey::new("default", name)

@@ -53,6 +53,7 @@ impl Planner {
             cluster_ip_drops: false,
             inside_drops: false,
             outside_drops: false,
+            masquerades: false,
         };
         self.plan_ranges(id, &nobody, draft);
         self.plan_departures(id, &nobody, now, draft);
@@ -270,7 +271,10 @@ impl Planner {
                 }
                 flags
             };
-            let external = drops(state.inside_drops, state.outside_drops);
+            let mut external = drops(state.inside_drops, state.outside_drops);
+            if state.masquerades {
+                external = external.with(FrontendFlags::MASQUERADE);
+            }
             let (flags, inside, outside) = match frontend.kind {
                 FrontendKind::ClusterIp => (
                     drops(state.cluster_ip_drops, state.cluster_ip_drops).with(FrontendFlags::CLUSTER_IP),

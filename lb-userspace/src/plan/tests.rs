@@ -56,6 +56,7 @@ fn port(frontends: Vec<FrontendState>, backends: Vec<BackendState>) -> PortState
         cluster_ip_drops: false,
         inside_drops: false,
         outside_drops: false,
+        masquerades: false,
     }
 }
 

@@ -1,16 +1,18 @@
 //! Fuzzers that run for a while, called by `cargo xtask fuzz NAME`: `path` sends made-up
 //! conversations through the packet path and has a model judge each packet; the others change
 //! cases of the corpus of raw messages, and judge what the proxy's judges say; `ingress` changes
-//! Ingress objects and looks whether others suffer.
+//! Ingress objects and looks whether others suffer; `differential` asks kube-proxy and Weir the
+//! same things, and needs root.
 
 use anyhow::{Context, Result, bail};
+use lab::differential;
 use lab::hostile;
 use lab::packets::fuzz;
 use lab::packets::row::Snat;
 use lab::raw;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-const USAGE: &str = "usage: fuzz path|judge|chunked|response|h2-frames|target|hello|ingress [--seconds N] [--executions N] [--seed N]";
+const USAGE: &str = "usage: fuzz path|judge|chunked|response|h2-frames|target|hello|ingress|differential|differential-sockets [--seconds N] [--executions N] [--seed N]";
 
 fn main() -> Result<()> {
     let words: Vec<String> = std::env::args().skip(1).collect();
@@ -30,6 +32,9 @@ fn main() -> Result<()> {
     }
     if name == "ingress" {
         return ingress(Duration::from_secs(seconds), executions, seed);
+    }
+    if name.starts_with("differential") {
+        return side_by_side(name == "differential-sockets", executions, seed);
     }
     if name != "path" || executions.is_some() {
         bail!("{USAGE}");
@@ -98,5 +103,39 @@ fn ingress(time: Duration, executions: Option<u64>, seed: Option<u64>) -> Result
         sum.read,
         sum.routed
     );
+    Ok(())
+}
+
+/// Until so many cases were asked, 100,000 unless said otherwise; the seed is the first world's.
+fn side_by_side(sockets: bool, executions: Option<u64>, seed: Option<u64>) -> Result<()> {
+    /// What a full run asks of each cell.
+    const LEAST: usize = 50;
+    const FULL: usize = 100_000;
+    let seed =
+        seed.map_or_else(|| SystemTime::now().duration_since(UNIX_EPOCH).map(|since| since.as_secs()), Ok)?;
+    let cases = executions.map(usize::try_from).transpose()?.unwrap_or(FULL);
+    let least = if cases >= FULL { LEAST } else { 0 };
+    println!("differential: seed {seed}");
+    let report =
+        differential::run(differential::Plan { seed, cases, least, sockets }, |line| println!("{line}"))?;
+    println!("{}", report.coverage);
+    for difference in &report.differences {
+        println!("\n{difference}");
+    }
+    println!(
+        "differential: {} cases in {} worlds from seed {seed} in {:.1} s, {} differences; {} answers differed \
+         once and not again",
+        report.cases,
+        report.worlds,
+        report.took.as_secs_f64(),
+        report.differences.len(),
+        report.passing
+    );
+    if !report.differences.is_empty() {
+        bail!("{} differences", report.differences.len());
+    }
+    if !report.thin.is_empty() {
+        bail!("cells with fewer than {least} cases:\n{}", report.thin.join("\n"));
+    }
     Ok(())
 }

@@ -54,6 +54,7 @@ fn inside<T: Send>(
             let mut bpf = Bpf::new(LoadOptions {
                 bpffs: scratch.bpffs(),
                 cgroup: None,
+                host_sockets: false,
                 xdp: XdpPolicy::Native,
                 snat: snat.ranges(),
                 masquerade_all: snat == Snat::MasqueradeAll,

@@ -279,6 +279,8 @@ pub struct Service {
     retired: bool,
     /// Who may use the external address; none: everybody.
     ranges: Vec<(Addr, u8)>,
+    /// Clients of frontends other than the ClusterIP take the node's address.
+    masquerades: bool,
 }
 
 impl Service {
@@ -293,7 +295,15 @@ impl Service {
             maglev: false,
             retired: false,
             ranges: Vec::new(),
+            masquerades: false,
         }
+    }
+
+    /// `--masquerade-external`.
+    #[must_use]
+    pub const fn masquerading(mut self) -> Self {
+        self.masquerades = true;
+        self
     }
 
     #[must_use]
@@ -440,6 +450,9 @@ impl Service {
             }
             if flags.has(FrontendFlags::EXTERNAL) && !self.ranges.is_empty() {
                 flags = flags.with(FrontendFlags::SOURCE_RANGES);
+            }
+            if self.masquerades && !cluster_ip {
+                flags = flags.with(FrontendFlags::MASQUERADE);
             }
             if self.retired {
                 flags = flags.with(FrontendFlags::RETIRED);

@@ -5,6 +5,7 @@
 
 mod api;
 mod cleanup;
+mod differential;
 mod explain;
 mod flood;
 mod full;

@@ -24,10 +24,15 @@ pub(crate) struct Rig {
     _alone: MutexGuard<'static, ()>,
 }
 
+/// One at a time.
+pub(crate) fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl Rig {
     pub(crate) fn new() -> Self {
-        static ALONE: Mutex<()> = Mutex::new(());
-        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+        let alone = alone();
         let lab = demo_lab();
         let manifests = lab.scratch().dir().join("manifests");
         manifests::copy(&demo_dir(), &manifests).unwrap();

@@ -12,7 +12,8 @@ pub(super) fn rows() -> Vec<Row> {
     let mut rows = Vec::new();
     for family in [V4, V6] {
         rows.extend([undefined_port(&family), unallocated(&family), cache_on_the_node(&family)]);
-        rows.extend([masquerade_all(&family), cluster_cidr(&family)]);
+        rows.extend([masquerade_all(&family), cluster_cidr(&family), masquerade_external(&family)]);
+        rows.extend([masquerade_external_of_a_pod(&family), endpoint_on_the_node(&family)]);
     }
     rows
 }
@@ -114,5 +115,44 @@ fn cluster_cidr(family: &Family) -> Row {
     let answer = tcp(family.local, family.source, "SA").seq(9000).ack(1001);
     let answered = answer.from(family.cluster_ip).to(family.client).ttl(63);
     row.inside(&answer).redirected(PassReason::Reply, ETH0, &answered);
+    row
+}
+
+/// As kube-proxy has it under `externalTrafficPolicy: Cluster` (S44): pods too, and endpoints of
+/// this node too.
+fn masquerade_external(family: &Family) -> Row {
+    let mut row = named("--masquerade-external, all but ClusterIPs", family);
+    row.snat = Snat::Low;
+    row.service(family.service(Proto::TCP).local(family.local).masquerading());
+    let syn = tcp(family.client, family.node_port, "S");
+    let asked = syn.from(family.source).to(family.local).ttl(63);
+    row.outside(&syn).redirected(PassReason::NewFlow, POD0, &asked);
+    let answer = tcp(family.local, family.source, "SA").seq(9000).ack(1001);
+    let answered = answer.from(family.node_port).to(family.client).ttl(63);
+    row.inside(&answer).redirected(PassReason::Reply, ETH0, &answered);
+    row
+}
+
+fn masquerade_external_of_a_pod(family: &Family) -> Row {
+    let mut row = named("--masquerade-external, a pod", family);
+    row.service(family.service(Proto::TCP).local(family.local).masquerading());
+    let syn = tcp(family.pod, family.external, "S");
+    let asked = syn.from(family.source).to(family.local).ttl(63);
+    row.inside(&syn).redirected(PassReason::NewFlow, POD0, &asked);
+    let syn = tcp(family.pod, family.cluster_ip, "S");
+    row.inside(&syn).passes(PassReason::NewFlow, &syn.from(family.pod_source).to(family.local));
+    row
+}
+
+/// What goes to the node itself leaves by no device: nothing is masqueraded there, asked for or
+/// not, also where the slice does not say on which node the endpoint is (S49).
+fn endpoint_on_the_node(family: &Family) -> Row {
+    let mut row = named("an endpoint that is the node itself", family);
+    let node = at(family, "192.0.2.1", "2001:db8:1::1", 8080);
+    row.service(family.service(Proto::TCP).remote(&node).masquerading());
+    let syn = tcp(family.client, family.external, "S");
+    row.outside(&syn).passes(PassReason::NewFlow, &syn.to(&node));
+    let answer = tcp(&node, family.client, "SA").seq(9000).ack(1001);
+    row.egress(&answer).passes(PassReason::Reply, &answer.from(family.external));
     row
 }
