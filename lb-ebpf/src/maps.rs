@@ -7,9 +7,9 @@ use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, SkStorage};
 use aya_ebpf::macros::btf_map;
 use lb_common::abi::{
-    Addr, Affinity, AffinityKey, Backend, BackendId, Device, Flow, FlowKey, Frontend, FrontendKey, Held,
-    NetnsKey, NodeAddress, NodeConfig, Peer, PortRange, Prefix, PrefixSet, Reason, ServiceCounters,
-    ServiceId, Settings, SettingsFlags, SocketKey, SocketPeer, TABLE_BLOCK, capacity,
+    Addr, Affinity, AffinityKey, Backend, BackendId, Device, Flow, FlowKey, Foreign, Frontend, FrontendKey,
+    Held, NetnsKey, NodeAddress, NodeConfig, NodeFlags, Peer, PortRange, Prefix, PrefixSet, Reason,
+    ServiceCounters, ServiceId, Settings, SettingsFlags, SocketKey, SocketPeer, TABLE_BLOCK, capacity,
 };
 use lb_common::path::{Place, Scratch, ServiceCount, Tables, split};
 
@@ -34,6 +34,9 @@ pub(crate) static FLOWS: HashMap<FlowKey, Flow, { capacity::FLOWS }, { BPF_F_NO_
     HashMap::new();
 #[btf_map]
 pub(crate) static TRANSIENT: LruHashMap<FlowKey, Flow, { capacity::TRANSIENT }> = LruHashMap::new();
+#[btf_map]
+pub(crate) static FOREIGN: HashMap<FlowKey, Foreign, { capacity::FOREIGN }, { BPF_F_NO_PREALLOC as usize }> =
+    HashMap::new();
 #[btf_map]
 pub(crate) static AFFINITY: LruHashMap<AffinityKey, Affinity, { capacity::AFFINITY }> = LruHashMap::new();
 #[btf_map]
@@ -119,7 +122,12 @@ impl Tables for KernelTables {
     fn node(&self) -> NodeConfig {
         match NODE.get(0) {
             Some(node) => *node,
-            None => NodeConfig { v4: Addr::ANY_V4, v6: Addr::ANY_V6, node_ports: PortRange::EMPTY, pad: 0 },
+            None => NodeConfig {
+                v4: Addr::ANY_V4,
+                v6: Addr::ANY_V6,
+                node_ports: PortRange::EMPTY,
+                flags: NodeFlags(0),
+            },
         }
     }
 
@@ -232,6 +240,12 @@ impl Tables for KernelTables {
                 (*entry).flags = flow.flags;
             }
         }
+    }
+
+    #[inline(always)]
+    fn foreign(&self, tuple: &FlowKey) -> Option<Foreign> {
+        // SAFETY: copied out at once.
+        unsafe { FOREIGN.get(tuple).copied() }
     }
 
     #[inline(always)]

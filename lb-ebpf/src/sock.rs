@@ -2,7 +2,9 @@
 
 use crate::maps::{self, KernelTables};
 use aya_ebpf::EbpfContext;
-use aya_ebpf::bindings::{BPF_ANY, BPF_SK_STORAGE_GET_F_CREATE, BPF_SOCK_OPS_TCP_CONNECT_CB, bpf_sock_addr};
+use aya_ebpf::bindings::{
+    BPF_ANY, BPF_SK_STORAGE_GET_F_CREATE, BPF_SOCK_OPS_TCP_CONNECT_CB, bpf_sock, bpf_sock_addr,
+};
 use aya_ebpf::helpers::generated::{
     bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_set_retval, bpf_sk_storage_get,
 };
@@ -28,22 +30,30 @@ pub(crate) fn connect<const V4: bool>(ctx: &SockAddrContext) -> i32 {
     } else {
         return ALLOW;
     };
-    carry_out::<V4>(ctx, socket::connect(&KernelTables, &KernelSockets::of(ctx), remote::<V4>(ctx), proto))
+    let mut to = remote::<V4>(ctx);
+    let call = socket::connect(&KernelTables, &KernelSockets::of(ctx), &mut to, proto);
+    carry_out::<V4>(ctx, call, &to)
 }
 
 #[inline(always)]
 pub(crate) fn sendmsg<const V4: bool>(ctx: &SockAddrContext) -> i32 {
-    carry_out::<V4>(ctx, socket::sendmsg(&KernelTables, &KernelSockets::of(ctx), remote::<V4>(ctx)))
+    let mut to = remote::<V4>(ctx);
+    let call = socket::sendmsg(&KernelTables, &KernelSockets::of(ctx), &mut to);
+    carry_out::<V4>(ctx, call, &to)
 }
 
 #[inline(always)]
 pub(crate) fn recvmsg<const V4: bool>(ctx: &SockAddrContext) -> i32 {
-    carry_out::<V4>(ctx, socket::recvmsg(&KernelSockets::of(ctx), remote::<V4>(ctx)))
+    let mut from = remote::<V4>(ctx);
+    let call = socket::recvmsg(&KernelSockets::of(ctx), &mut from);
+    carry_out::<V4>(ctx, call, &from)
 }
 
 #[inline(always)]
 pub(crate) fn getpeername<const V4: bool>(ctx: &SockAddrContext) -> i32 {
-    carry_out::<V4>(ctx, socket::getpeername(&KernelSockets::of(ctx), remote::<V4>(ctx)))
+    let mut peer = remote::<V4>(ctx);
+    let call = socket::getpeername(&KernelSockets::of(ctx), &mut peer);
+    carry_out::<V4>(ctx, call, &peer)
 }
 
 #[inline(always)]
@@ -69,11 +79,11 @@ fn remote<const V4: bool>(ctx: &SockAddrContext) -> Remote {
 }
 
 #[inline(always)]
-fn carry_out<const V4: bool>(ctx: &SockAddrContext, call: Call) -> i32 {
+fn carry_out<const V4: bool>(ctx: &SockAddrContext, call: Call, to: &Remote) -> i32 {
     match call {
         Call::Untouched => ALLOW,
-        Call::Translated(to) => {
-            write::<V4>(ctx.sock_addr, &to);
+        Call::Translated => {
+            write::<V4>(ctx.sock_addr, to);
             ALLOW
         }
         Call::Refused => {
@@ -199,6 +209,14 @@ impl Sockets for KernelSockets {
         if let Some(entry) = self.storage(true) {
             *entry = *peer;
         }
+    }
+
+    #[inline(always)]
+    fn local_port(&self) -> Be16 {
+        let sk: *const bpf_sock = self.sk.cast();
+        // SAFETY: the socket in hand; the verifier allows a 4-byte read of this field, which is
+        // in host order.
+        Be16::new(unsafe { (&raw const (*sk).src_port).read_volatile() } as u16)
     }
 
     #[inline(always)]

@@ -5,6 +5,7 @@ use crate::datapath::{Hook, LinkPlan};
 use crate::link::Link;
 use crate::problem::{Kind, ObjectKey, ObjectRef, Problem};
 use crate::proxy::control::{Scheme, Status, View};
+use crate::takeover::Takeover;
 use arc_swap::ArcSwap;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -46,6 +47,8 @@ pub struct Snapshot {
     pub last_round_micros: u64,
     /// Services whose plan could not be carried out whole and is tried again.
     pub pending_ops: usize,
+    /// What a kube-proxy left.
+    pub takeover: Takeover,
     pub problems: Arc<Vec<Problem>>,
 }
 

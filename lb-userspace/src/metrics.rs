@@ -6,6 +6,7 @@
 
 use crate::datapath::MapFill;
 use crate::problem::{Kind, ObjectKey, Problem};
+use crate::takeover::Carried;
 use lb_common::abi::{DropReason, PassReason, Reason, ServiceCounters};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text::encode;
@@ -40,6 +41,8 @@ pub struct Reading {
     pub pending_ops: usize,
     /// Sockets of health check node ports: open, not open.
     pub health_ports: [u32; 2],
+    /// Flows that netfilter goes on with.
+    pub carried: Carried,
     /// `None`: `--l7 off`.
     pub l7: Option<L7Reading>,
 }
@@ -345,6 +348,14 @@ impl Collector for Latest {
                 .into_iter()
                 .zip(reading.programmed)
                 .map(|(kind, n)| ([("kind", kind)], u32::try_from(n).unwrap_or(u32::MAX))),
+        )?;
+        let Carried { tcp, udp } = reading.carried;
+        gauges(
+            &mut encoder,
+            "lb_takeover_flows",
+            "Flows of a kube-proxy that netfilter goes on with",
+            [("tcp", tcp), ("udp", udp)]
+                .map(|(proto, n)| ([("protocol", proto)], u32::try_from(n).unwrap_or(u32::MAX))),
         )?;
         if let Some(l7) = &reading.l7 {
             l7.encode(&mut encoder)?;

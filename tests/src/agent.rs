@@ -257,10 +257,19 @@ impl Drop for Agent<'_> {
 /// # Errors
 /// When the program cannot be run.
 pub fn cleanup(lab: &Topology) -> Result<Output> {
+    Ok(start_cleanup(lab, &[])?.wait_with_output()?)
+}
+
+/// Starts `weir cleanup` for the lab's corner, with further flags.
+///
+/// # Errors
+/// When the program cannot be run.
+pub fn start_cleanup(lab: &Topology, flags: &[&str]) -> Result<Child> {
     let mut command = Command::new(program()?);
     command.arg("cleanup").arg("--bpffs").arg(lab.scratch().bpffs()).arg("--state-dir").arg(state_dir(lab));
+    command.args(flags).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     sys::start_in(&mut command, lab.node1().file().as_raw_fd(), None);
-    Ok(command.stdin(Stdio::null()).output()?)
+    Ok(command.spawn()?)
 }
 
 /// Command line of a verb against the lab's agent, for people to type.

@@ -66,8 +66,9 @@ impl Activity {
     }
 }
 
-/// Opens all flows; answers when each has heard from its server once.
-pub(crate) async fn open(flows: &Flows) -> Result<Activity> {
+/// Opens all flows; answers when each has heard from its server once. `unconnected` ones of UDP
+/// use sendto().
+pub(crate) async fn open(flows: &Flows, unconnected: bool) -> Result<Activity> {
     if flows.to.is_empty() {
         bail!("flows need a target");
     }
@@ -78,8 +79,14 @@ pub(crate) async fn open(flows: &Flows) -> Result<Activity> {
         let report = Shared::default();
         // Spread over the interval, so that flows do not move in step.
         let offset = Duration::from_millis(flows.interval_ms) * number / flows.count;
-        let task =
-            Flow { to, report: Arc::clone(&report), stopped: stopped.clone(), offset, spec: flows.clone() };
+        let task = Flow {
+            to,
+            report: Arc::clone(&report),
+            stopped: stopped.clone(),
+            offset,
+            spec: flows.clone(),
+            unconnected,
+        };
         match flows.proto {
             Proto::Tcp => {
                 let stream =
@@ -103,11 +110,17 @@ struct Flow {
     stopped: watch::Receiver<bool>,
     offset: Duration,
     spec: Flows,
+    unconnected: bool,
 }
 
 impl Flow {
     fn deadline(&self) -> Duration {
         Duration::from_millis(self.spec.deadline_ms)
+    }
+
+    /// Whom datagrams are sent to one by one, where the socket is not connected.
+    fn peer(&self) -> Option<SocketAddr> {
+        self.unconnected.then_some(self.to)
     }
 
     fn met(&self, identity: &Identity) {
@@ -181,23 +194,26 @@ impl Flow {
         socket.bind(&from.into())?;
         socket.set_nonblocking(true)?;
         let socket = UdpSocket::from_std(socket.into())?;
-        socket.connect(self.to).await?;
-        socket.send(WHO).await?;
+        if !self.unconnected {
+            socket.connect(self.to).await?;
+        }
+        let peer = self.peer();
+        send(&socket, peer, WHO).await?;
         let mut buffer = [0; 4096];
-        let length = timeout(self.deadline(), socket.recv(&mut buffer)).await??;
+        let length = timeout(self.deadline(), receive(&socket, peer, &mut buffer)).await??;
         self.met(&serde_json::from_slice(&buffer[..length])?);
         Ok(socket)
     }
 
     async fn run_udp(mut self, socket: UdpSocket) {
-        let mut ticks = self.ticks();
+        let (mut ticks, peer) = (self.ticks(), self.peer());
         let mut buffer = [0; 4096];
         let mut number = 0_u64;
         loop {
             tokio::select! {
                 _ = ticks.tick() => {
                     number += 1;
-                    let sent = socket.send(&number.to_be_bytes()).await;
+                    let sent = send(&socket, peer, &number.to_be_bytes()).await;
                     update(&self.report, |report| {
                         report.sent += 1;
                         if let Err(error) = sent {
@@ -205,14 +221,14 @@ impl Flow {
                         }
                     });
                 }
-                received = socket.recv(&mut buffer) => self.take(received, &buffer),
+                received = receive(&socket, peer, &mut buffer) => self.take(received, &buffer),
                 _ = self.stopped.changed() => break,
             }
         }
         let end = Instant::now() + GRACE;
         while update(&self.report, |report| report.echoed < report.sent) {
             let left = end.saturating_duration_since(Instant::now());
-            let Ok(received) = timeout(left, socket.recv(&mut buffer)).await else { break };
+            let Ok(received) = timeout(left, receive(&socket, peer, &mut buffer)).await else { break };
             self.take(received, &buffer);
         }
     }
@@ -230,6 +246,20 @@ impl Flow {
             }
         });
     }
+}
+
+async fn send(socket: &UdpSocket, peer: Option<SocketAddr>, bytes: &[u8]) -> std::io::Result<usize> {
+    match peer {
+        Some(to) => socket.send_to(bytes, to).await,
+        None => socket.send(bytes).await,
+    }
+}
+
+/// What comes from somebody else than `peer` is an error.
+async fn receive(socket: &UdpSocket, peer: Option<SocketAddr>, buffer: &mut [u8]) -> std::io::Result<usize> {
+    let Some(peer) = peer else { return socket.recv(buffer).await };
+    let (length, from) = socket.recv_from(buffer).await?;
+    if from == peer { Ok(length) } else { Err(std::io::Error::other(format!("an answer from {from}"))) }
 }
 
 async fn exchange(stream: &mut BufReader<TcpStream>, number: u64) -> std::io::Result<u64> {

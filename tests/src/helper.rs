@@ -172,6 +172,14 @@ impl Helper {
         started(self.call(&Request::OpenFlows(flows))?)
     }
 
+    /// The same for UDP sockets that call sendto() and are never connected.
+    ///
+    /// # Errors
+    /// When one cannot be opened.
+    pub fn open_datagrams(&self, flows: Flows) -> Result<u32> {
+        started(self.call(&Request::OpenDatagrams(flows))?)
+    }
+
     /// Starts a load of new connections.
     ///
     /// # Errors
@@ -344,7 +352,8 @@ async fn answer(request: Request, activities: &mut BTreeMap<u32, Activity>) -> R
         Request::Resolve(server, name) => Reply::Addresses(names::resolve(server, &name).await?),
         Request::Ask(question) => Reply::Answers(asked(question, 1).await?),
         Request::AskMany(question, count) => Reply::Answers(asked(question, count).await?),
-        Request::OpenFlows(spec) => start(flows::open(&spec).await?),
+        Request::OpenFlows(spec) => start(flows::open(&spec, false).await?),
+        Request::OpenDatagrams(spec) => start(flows::open(&spec, true).await?),
         Request::StartLoad(load) => start(flows::start_load(load)),
         Request::ServeAt { name, ips, ports } => {
             differential::serve(&name, &ips, &ports).await?;

@@ -127,6 +127,8 @@ pub enum Request {
     /// The same question so many times, one after the other.
     AskMany(Ask, u32),
     OpenFlows(Flows),
+    /// UDP flows by sendto() instead of connect() and send().
+    OpenDatagrams(Flows),
     StartLoad(Load),
     /// The servers of the differential test: under this name, on these addresses and ports.
     ServeAt {

@@ -64,6 +64,8 @@ reasons! {
         LeftToTc = "left_to_tc",
         /// An ICMP error about a packet of a known flow, turned with it (S70).
         IcmpError = "icmp_error",
+        /// Of a flow that netfilter translates since before Weir came; left to it (S82).
+        Foreign = "foreign",
     }
 }
 

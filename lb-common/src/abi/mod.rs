@@ -30,6 +30,7 @@ mod affinity;
 mod backend;
 mod conntrack;
 mod counters;
+mod foreign;
 mod net;
 mod node;
 mod prefix;
@@ -40,8 +41,9 @@ pub use affinity::{Affinity, AffinityKey, NetnsKey};
 pub use backend::{Backend, BackendFlags, BackendId};
 pub use conntrack::{Flow, FlowFlags, FlowKey, Ticks, timeout};
 pub use counters::{DropReason, PassReason, Reason, ServiceCounters};
+pub use foreign::{Foreign, ForeignFlags};
 pub use net::{Addr, Be16, Family, Proto};
-pub use node::{Device, NodeAddress, NodeConfig, PortRange, Settings, SettingsFlags};
+pub use node::{Device, NodeAddress, NodeConfig, NodeFlags, PortRange, Settings, SettingsFlags};
 pub use prefix::{Held, Prefix, PrefixSet, prefix_set};
 pub use service::{Frontend, FrontendFlags, FrontendKey, ServiceId, Table};
 pub use socket::{Peer, SocketKey, SocketPeer};
@@ -62,6 +64,8 @@ pub mod map {
     pub const FLOWS: &str = "FLOWS";
     /// [`super::FlowKey`] → [`super::Flow`]: opening and closing flows, least recently used go first.
     pub const TRANSIENT: &str = "TRANSIENT";
+    /// [`super::FlowKey`] → [`super::Foreign`]: flows that netfilter translates.
+    pub const FOREIGN: &str = "FOREIGN";
     /// [`super::AffinityKey`] → [`super::Affinity`].
     pub const AFFINITY: &str = "AFFINITY";
     /// [`super::NetnsKey`] → [`super::Addr`]: the pod's address, learnt from its connections.
@@ -83,12 +87,13 @@ pub mod map {
     /// [`super::Prefix`] → [`super::Held`]: sets of addresses, looked up by the longest prefix.
     pub const PREFIXES: &str = "PREFIXES";
     /// Every map that outlives an agent.
-    pub const PINNED: [&str; 15] = [
+    pub const PINNED: [&str; 16] = [
         FRONTENDS,
         BACKENDS,
         TABLES,
         FLOWS,
         TRANSIENT,
+        FOREIGN,
         AFFINITY,
         NETNS,
         SOCKETS,
@@ -113,6 +118,7 @@ pub mod capacity {
     pub const TABLE_BLOCKS: usize = 262_144;
     pub const FLOWS: usize = 262_144;
     pub const TRANSIENT: usize = 65_536;
+    pub const FOREIGN: usize = 262_144;
     pub const AFFINITY: usize = 65_536;
     pub const NETNS: usize = 4_096;
     pub const SOCKETS: usize = 65_536;

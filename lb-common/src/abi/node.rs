@@ -81,8 +81,24 @@ pub struct NodeConfig {
     pub v6: Addr,
     /// Smallest range that holds every programmed node port: a quick no for the rest.
     pub node_ports: PortRange,
-    pub pad: u32,
+    pub flags: NodeFlags,
 }
+
+/// Bits of [`NodeConfig::flags`].
+#[repr(transparent)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Pod, Zeroable)]
+pub struct NodeFlags(pub u32);
+
+impl NodeFlags {
+    /// netfilter translates flows of ours since before Weir: they are in
+    /// [`FOREIGN`](super::map::FOREIGN) and left to it (S82).
+    pub const FOREIGN: Self = Self(1);
+    /// That map may lack some yet: every TCP packet in mid-flow whose flow is not known is left
+    /// to netfilter.
+    pub const HOLD: Self = Self(1 << 1);
+}
+
+super::bits!(NodeFlags);
 
 /// An address of this node, as found in its local routing table.
 #[repr(C)]

@@ -2,7 +2,7 @@
 
 use super::{
     Entry, Network, NoRoute, Origin, Place, Scratch, ServiceCount, Step, Tables, Verdict, answer, flows,
-    note,
+    foreign, note,
     select::{Choice, flow_hash, select, table_for},
     ticks,
 };
@@ -36,6 +36,9 @@ pub(super) fn ingress<P: Packet, T: Tables, N: Network>(
     let (service, flags) = (scratch.frontend.service, scratch.frontend.flags);
     if flags.has(FrontendFlags::RETIRED) || belongs_to_host(parsed, network, &scratch.own.key, flags) {
         return Step::Done(Verdict::Pass(PassReason::NoService));
+    }
+    if foreign::carries(tables, parsed, &scratch.own.key) {
+        return Step::Done(Verdict::Pass(PassReason::Foreign));
     }
     // Whoever has a flow goes on: ranges are asked about new ones, as netfilter's state is (S51).
     if flags.has(FrontendFlags::SOURCE_RANGES) && tables.held(service, &scratch.own.key.source).is_none() {
@@ -361,7 +364,7 @@ fn source_for<T: Tables>(tables: &T, ifindex: u32, v4: bool) -> Addr {
 /// Takes a reply tuple for a new flow, if no living flow has it.
 #[inline(always)]
 fn claim<T: Tables>(tables: &T, pair: &Entry, rival: &mut Entry, rival_pair: &mut Entry) -> bool {
-    if tables.flow(Place::Confirmed, &pair.key, &mut rival.flow) {
+    if tables.flow(Place::Confirmed, &pair.key, &mut rival.flow) || foreign::owns(tables, &pair.key) {
         return false;
     }
     if !tables.flow(Place::Transient, &pair.key, &mut rival.flow) {

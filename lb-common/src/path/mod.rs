@@ -10,6 +10,7 @@
 
 mod error;
 mod flows;
+mod foreign;
 mod forward;
 mod reply;
 mod select;
@@ -19,9 +20,9 @@ pub use flows::Place;
 pub use select::{Choice, flow_hash, split};
 
 use crate::abi::{
-    Addr, Affinity, AffinityKey, Backend, BackendId, Be16, Device, DropReason, Flow, FlowKey, Frontend,
-    FrontendFlags, FrontendKey, Held, NodeAddress, NodeConfig, PassReason, PrefixSet, Proto, Reason,
-    ServiceId, Settings, Ticks, prefix_set,
+    Addr, Affinity, AffinityKey, Backend, BackendId, Be16, Device, DropReason, Flow, FlowKey, Foreign,
+    Frontend, FrontendFlags, FrontendKey, Held, NodeAddress, NodeConfig, PassReason, PrefixSet, Proto,
+    Reason, ServiceId, Settings, Ticks, prefix_set,
 };
 use crate::packet::{Answered, Packet, Parsed, TcpFlags, parse, refuse};
 use bytemuck::{Pod, Zeroable};
@@ -101,6 +102,9 @@ pub trait Tables {
     /// that was just read. Last writer wins: a lost `seen` costs a second of lifetime, and a
     /// lost FIN leaves the flow to its timeout.
     fn touch_flow(&self, place: Place, key: &FlowKey, flow: &Flow);
+
+    /// What is known of a flow of netfilter's, by the tuple of one of its directions.
+    fn foreign(&self, tuple: &FlowKey) -> Option<Foreign>;
 
     /// Monotonic time; coarse is fine (a few ms).
     fn nanos(&self) -> u64;
@@ -197,7 +201,11 @@ pub fn ingress<P: Packet, T: Tables, N: Network>(
         } else if find_frontend(tables, &scratch.own.key, &mut scratch.frontend) {
             forward::ingress(packet, &parsed, tables, network, scratch, from)
         } else if let Some(reason) = unserved(tables, &scratch.own.key.destination) {
-            Step::Done(refused(packet, &parsed, &scratch.own.key, reason))
+            if foreign::carries(tables, &parsed, &scratch.own.key) {
+                Step::Done(Verdict::Pass(PassReason::Foreign))
+            } else {
+                Step::Done(refused(packet, &parsed, &scratch.own.key, reason))
+            }
         } else {
             Step::Done(Verdict::Pass(PassReason::NoService))
         };

@@ -5,9 +5,9 @@
 //! no packet needs to be touched. Only this node's own addresses are node ports here:
 //! another node decides about its own (S21).
 
-use super::{Origin, ServiceCount, Tables, lookup_frontend, select::select, unserved};
+use super::{Origin, ServiceCount, Tables, foreign, lookup_frontend, select::select, unserved};
 use crate::abi::{
-    Addr, AffinityKey, BackendFlags, BackendId, Be16, DropReason, Frontend, FrontendFlags, NetnsKey,
+    Addr, AffinityKey, BackendFlags, BackendId, Be16, DropReason, FlowKey, Frontend, FrontendFlags, NetnsKey,
     PassReason, Peer, Proto, SettingsFlags, SocketKey, SocketPeer,
 };
 
@@ -25,6 +25,8 @@ pub trait Sockets {
     /// Both names of the connected socket's peer.
     fn peer(&self) -> Option<Peer>;
     fn put_peer(&self, peer: &Peer);
+    /// The port that it sends from.
+    fn local_port(&self) -> Be16;
     /// An unconnected socket's other name for an address.
     fn datagram(&self, key: &SocketKey) -> Option<SocketPeer>;
     fn put_datagram(&self, key: &SocketKey, value: &SocketPeer) -> bool;
@@ -37,13 +39,15 @@ pub struct Remote {
     pub port: Be16,
 }
 
-/// What becomes of a call.
+/// What becomes of a call. The address that it is to have instead is left in the caller's
+/// [`Remote`]: a value that only one of these had would be undefined with the others, and be read
+/// from wherever the compiler likes, which the verifier refuses.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Call {
     /// As the program asked.
     Untouched,
-    /// To (or from) this address instead.
-    Translated(Remote),
+    /// To (or from) the other address.
+    Translated,
     /// Fails with ECONNREFUSED.
     Refused,
     /// Fails with EPERM.
@@ -52,18 +56,18 @@ pub enum Call {
 
 /// connect() of a TCP or UDP socket.
 #[inline(always)]
-pub fn connect<T: Tables, S: Sockets>(tables: &T, sockets: &S, to: Remote, proto: Proto) -> Call {
+pub fn connect<T: Tables, S: Sockets>(tables: &T, sockets: &S, to: &mut Remote, proto: Proto) -> Call {
     if left_to_packets(tables, sockets) {
         return Call::Untouched;
     }
-    let frontend = match lookup(tables, to, proto) {
+    let frontend = match lookup(tables, *to, proto) {
         Some(frontend) => frontend,
-        None => return without_frontend(tables, sockets, &to),
+        None => return without_frontend(tables, sockets, to),
     };
     if let Some(call) = fenced(tables, sockets, &frontend, to.addr.is_v4()) {
         return call;
     }
-    match choose(tables, sockets, &frontend, &to) {
+    match choose(tables, sockets, &frontend, to) {
         Ok((id, backend)) => {
             sockets.put_peer(&Peer {
                 frontend: to.addr,
@@ -72,25 +76,41 @@ pub fn connect<T: Tables, S: Sockets>(tables: &T, sockets: &S, to: Remote, proto
                 backend_port: backend.port,
                 backend_id: id,
             });
-            Call::Translated(backend)
+            *to = backend;
+            Call::Translated
         }
         Err(call) => call,
     }
 }
 
 /// sendmsg() of an unconnected UDP socket: datagrams to one frontend stay on one backend as
-/// long as it serves (S60, S61).
+/// long as it serves (S60, S61), also when the frontend is retired. A socket whose datagrams
+/// netfilter translates since before Weir came goes on so (S82).
 #[inline(always)]
-pub fn sendmsg<T: Tables, S: Sockets>(tables: &T, sockets: &S, to: Remote) -> Call {
+pub fn sendmsg<T: Tables, S: Sockets>(tables: &T, sockets: &S, to: &mut Remote) -> Call {
     if left_to_packets(tables, sockets) {
         return Call::Untouched;
     }
-    let frontend = match lookup(tables, to, Proto::UDP) {
-        Some(frontend) => frontend,
-        None => return without_frontend(tables, sockets, &to),
-    };
-    if let Some(call) = fenced(tables, sockets, &frontend, to.addr.is_v4()) {
-        return call;
+    let mut frontend = Frontend::zeroed();
+    if !lookup_frontend(tables, &to.addr, to.port, Proto::UDP, &mut frontend) {
+        return without_frontend(tables, sockets, to);
+    }
+    let retired = frontend.flags.has(FrontendFlags::RETIRED);
+    if !retired {
+        let tuple = FlowKey {
+            source: to.addr.family().any(),
+            destination: to.addr,
+            source_port: sockets.local_port(),
+            destination_port: to.port,
+            proto: Proto::UDP,
+            pad: [0; 3],
+        };
+        if foreign::holds_socket(tables, &tuple, sockets.netns() == tables.settings().host_netns_cookie) {
+            return Call::Untouched;
+        }
+        if let Some(call) = fenced(tables, sockets, &frontend, to.addr.is_v4()) {
+            return call;
+        }
     }
     let cookie = sockets.cookie();
     let mut key = SocketKey { cookie, addr: to.addr, port: to.port, proto: Proto::UDP, reverse: 0, pad: 0 };
@@ -101,11 +121,15 @@ pub fn sendmsg<T: Tables, S: Sockets>(tables: &T, sockets: &S, to: Remote) -> Ca
                 && backend.port == known.port
                 && backend.flags.has(BackendFlags::SERVING)
         });
-        if serves || frontend.inside.count == 0 {
-            return Call::Translated(Remote { addr: known.addr, port: known.port });
+        if serves || (frontend.inside.count == 0 && !retired) {
+            *to = Remote { addr: known.addr, port: known.port };
+            return Call::Translated;
         }
     }
-    let (id, backend) = match choose(tables, sockets, &frontend, &to) {
+    if retired {
+        return without_frontend(tables, sockets, to);
+    }
+    let (id, backend) = match choose(tables, sockets, &frontend, to) {
         Ok(chosen) => chosen,
         Err(call) => return call,
     };
@@ -114,14 +138,16 @@ pub fn sendmsg<T: Tables, S: Sockets>(tables: &T, sockets: &S, to: Remote) -> Ca
     key.port = backend.port;
     key.reverse = 1;
     sockets.put_datagram(&key, &SocketPeer { addr: to.addr, backend: id, port: to.port, pad: 0 });
-    Call::Translated(backend)
+    *to = backend;
+    Call::Translated
 }
 
 /// The source of a received datagram, as the program should see it (S50).
 #[inline(always)]
-pub fn recvmsg<S: Sockets>(sockets: &S, from: Remote) -> Call {
-    if let Some(remote) = peer_name(sockets, &from) {
-        return Call::Translated(remote);
+pub fn recvmsg<S: Sockets>(sockets: &S, from: &mut Remote) -> Call {
+    if let Some(remote) = peer_name(sockets, from) {
+        *from = remote;
+        return Call::Translated;
     }
     let key = SocketKey {
         cookie: sockets.cookie(),
@@ -132,16 +158,22 @@ pub fn recvmsg<S: Sockets>(sockets: &S, from: Remote) -> Call {
         pad: 0,
     };
     match sockets.datagram(&key) {
-        Some(peer) => Call::Translated(Remote { addr: peer.addr, port: peer.port }),
+        Some(peer) => {
+            *from = Remote { addr: peer.addr, port: peer.port };
+            Call::Translated
+        }
         None => Call::Untouched,
     }
 }
 
 /// The peer's name, as the program should see it.
 #[inline(always)]
-pub fn getpeername<S: Sockets>(sockets: &S, peer: Remote) -> Call {
-    match peer_name(sockets, &peer) {
-        Some(remote) => Call::Translated(remote),
+pub fn getpeername<S: Sockets>(sockets: &S, peer: &mut Remote) -> Call {
+    match peer_name(sockets, peer) {
+        Some(remote) => {
+            *peer = remote;
+            Call::Translated
+        }
         None => Call::Untouched,
     }
 }

@@ -144,6 +144,7 @@ impl Admin {
                 "pending_services": snapshot.pending_ops,
                 "now_ms": now_ms(),
             },
+            "takeover": snapshot.takeover,
             "devices": *snapshot.links,
             "hooks": *snapshot.hooks,
             "maps": fill,

@@ -19,6 +19,7 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use std::ffi::OsString;
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// Weir: Kubernetes Services on one node, in eBPF.
 #[derive(Parser, Debug)]
@@ -184,6 +185,10 @@ pub struct CleanupArgs {
     /// Do nothing afterwards until told to end: for the Pods of a DaemonSet
     #[arg(long, hide = true)]
     pub stay: bool,
+    /// Leave new connections to kube-proxy at once, and remove only when the open ones have ended, or after this
+    /// time, such as 10m
+    #[arg(long, env = "WEIR_DRAIN", value_name = "TIME", value_parser = value::duration)]
+    pub drain: Option<Duration>,
 }
 
 /// What is to be done, with everything checked.

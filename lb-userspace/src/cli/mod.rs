@@ -35,8 +35,8 @@ pub fn run(verb: Verb) -> anyhow::Result<ExitCode> {
         return crate::init_node::run(args).map(|()| ExitCode::SUCCESS);
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    if let Verb::Cleanup(CleanupArgs { bpffs, state_dir, stay }) = &verb {
-        crate::cleanup::run(bpffs, state_dir)?;
+    if let Verb::Cleanup(CleanupArgs { bpffs, state_dir, stay, drain }) = &verb {
+        crate::cleanup::run(bpffs, state_dir, *drain)?;
         if *stay {
             runtime.block_on(told_to_end())?;
         }

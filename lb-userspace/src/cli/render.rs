@@ -190,6 +190,16 @@ pub(super) fn status(value: &Value) -> String {
             number(l7, "certificates"),
         ));
     }
+    let takeover = part("takeover");
+    let carried = takeover.get("carried").unwrap_or(&Value::Null);
+    let (tcp, udp) = (number(carried, "tcp"), number(carried, "udp"));
+    if tcp + udp > 0 {
+        let held = takeover.get("held").and_then(Value::as_bool).unwrap_or(false);
+        let held = if held { ", by table inet weir-takeover" } else { "" };
+        out.push_str(&format!(
+            "Take-over: netfilter goes on with {tcp} TCP and {udp} UDP connections of kube-proxy's{held}\n\n"
+        ));
+    }
     let now = number(sync, "now_ms");
     let source = part("source");
     out.push_str(&format!("Source: {}\n", text(source, "origin")));

@@ -10,8 +10,8 @@ use crate::plan::op::Op;
 use anyhow::{Context, Result};
 use aya::maps::{Array, Map, MapData, PerCpuArray};
 use lb_common::abi::{
-    Addr, Affinity, AffinityKey, Backend, BackendFlags, BackendId, Device, Flow, FlowKey, Frontend,
-    FrontendKey, NodeAddress, NodeConfig, Reason, ServiceCounters, ServiceId, TABLE_BLOCK, Table, map,
+    Addr, Affinity, AffinityKey, Backend, BackendFlags, BackendId, Device, Flow, FlowKey, Foreign, Frontend,
+    FrontendKey, NodeAddress, NodeConfig, Reason, ServiceCounters, ServiceId, TABLE_BLOCK, Table, Ticks, map,
     prefix_set,
 };
 use std::collections::BTreeMap;
@@ -30,6 +30,7 @@ pub struct Bpf {
     tables: sys::Mapped<[BackendId; TABLE_BLOCK]>,
     flows: Hash<FlowKey, Flow>,
     transient: Hash<FlowKey, Flow>,
+    foreign: Hash<FlowKey, Foreign>,
     affinity: Hash<AffinityKey, Affinity>,
     addresses: Hash<Addr, NodeAddress>,
     devices: Hash<u32, Device>,
@@ -74,6 +75,7 @@ impl Bpf {
             prefixes: prefixes.capacity(),
         };
         Ok(Self {
+            foreign: hash(&mut loaded, map::FOREIGN)?,
             affinity: hash(&mut loaded, map::AFFINITY)?,
             addresses: hash(&mut loaded, map::NODE_ADDRESSES)?,
             devices: hash(&mut loaded, map::DEVICES)?,
@@ -259,5 +261,25 @@ impl Datapath for Bpf {
         let entry = self.affinity.get(key)?;
         let age = sys::monotonic_nanos().saturating_sub(entry.seen_nanos);
         Some((entry.backend, age / 1_000_000_000))
+    }
+
+    fn in_kernel(&self) -> bool {
+        true
+    }
+
+    fn now(&self) -> Ticks {
+        Ticks::from_nanos(sys::monotonic_nanos())
+    }
+
+    fn foreign(&mut self) -> Result<BTreeMap<FlowKey, Foreign>> {
+        let mut found = BTreeMap::new();
+        self.foreign.for_each(|key, foreign| {
+            found.insert(*key, *foreign);
+        })?;
+        Ok(found)
+    }
+
+    fn set_foreign(&mut self, flows: &BTreeMap<FlowKey, Foreign>) -> Result<()> {
+        Ok(self.foreign.replace(flows)?)
     }
 }

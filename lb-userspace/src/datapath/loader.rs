@@ -498,6 +498,7 @@ fn load_object(options: &LoadOptions, pins: Option<&Path>) -> Result<Ebpf> {
         .map_max_entries(map::TABLES, table_blocks)
         .map_max_entries(map::FLOWS, flows)
         .map_max_entries(map::TRANSIENT, transient)
+        .map_max_entries(map::FOREIGN, flows)
         .map_max_entries(map::SERVICE_COUNTERS, services)
         .map_max_entries(map::PREFIXES, prefixes);
     if let Some(dir) = pins {
@@ -520,6 +521,7 @@ fn check_layout(ebpf: &mut Ebpf) -> Result<()> {
         (map::TABLES, pair::<u32, [u32; a::TABLE_BLOCK]>()),
         (map::FLOWS, pair::<a::FlowKey, a::Flow>()),
         (map::TRANSIENT, pair::<a::FlowKey, a::Flow>()),
+        (map::FOREIGN, pair::<a::FlowKey, a::Foreign>()),
         (map::AFFINITY, pair::<a::AffinityKey, a::Affinity>()),
         (map::SOCKETS, pair::<a::SocketKey, a::SocketPeer>()),
         (map::NETNS, pair::<a::NetnsKey, a::Addr>()),

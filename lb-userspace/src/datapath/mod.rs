@@ -11,13 +11,14 @@ pub mod loader;
 pub mod log;
 mod pod;
 mod prefixes;
+pub mod retire;
 pub mod sim;
 mod sys;
 
 use crate::plan::op::Op;
 use lb_common::abi::{
-    AffinityKey, Backend, BackendId, Device, Flow, FlowKey, Frontend, FrontendKey, Held, NodeAddress,
-    NodeConfig, Prefix, ServiceCounters, ServiceId, Table,
+    AffinityKey, Backend, BackendId, Device, Flow, FlowKey, Foreign, Frontend, FrontendKey, Held,
+    NodeAddress, NodeConfig, Prefix, ServiceCounters, ServiceId, Table, Ticks,
 };
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -199,5 +200,32 @@ pub trait Datapath: Send {
     fn affinity(&mut self, key: &AffinityKey) -> Option<(BackendId, u64)> {
         let _ = key;
         None
+    }
+
+    /// Whether packets of this node run through it.
+    fn in_kernel(&self) -> bool {
+        false
+    }
+
+    /// The time by which flows are aged.
+    fn now(&self) -> Ticks {
+        Ticks::default()
+    }
+
+    /// Flows that are left to netfilter, as they were last written down.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    fn foreign(&mut self) -> anyhow::Result<BTreeMap<FlowKey, Foreign>> {
+        Ok(BTreeMap::new())
+    }
+
+    /// Replaces the flows that are left to netfilter.
+    ///
+    /// # Errors
+    /// When the map cannot be written whole.
+    fn set_foreign(&mut self, flows: &BTreeMap<FlowKey, Foreign>) -> anyhow::Result<()> {
+        let _ = flows;
+        Ok(())
     }
 }

@@ -8,9 +8,9 @@
 use super::{Capacity, Datapath, MapFill, NodeFacts, OpError, Programmed, Sweep, Sweeper, gc};
 use crate::plan::op::Op;
 use lb_common::abi::{
-    AffinityKey, Backend, BackendFlags, BackendId, Flow, FlowFlags, FlowKey, Frontend, FrontendFlags,
-    FrontendKey, Held, Prefix, ServiceCounters, ServiceId, TABLE_BLOCK, Table, Ticks, map, prefix_set,
-    timeout,
+    AffinityKey, Backend, BackendFlags, BackendId, Flow, FlowFlags, FlowKey, Foreign, Frontend,
+    FrontendFlags, FrontendKey, Held, Prefix, ServiceCounters, ServiceId, TABLE_BLOCK, Table, Ticks, map,
+    prefix_set, timeout,
 };
 use path::Memory;
 use std::collections::BTreeMap;
@@ -307,6 +307,19 @@ impl Datapath for Sim {
         let transient = self.memory.transient.borrow();
         let all = flows.iter().chain(transient.iter().map(|(key, (_, flow))| (key, flow)));
         all.filter(|(key, flow)| wanted(key, flow)).take(limit).map(|(key, flow)| (*key, *flow)).collect()
+    }
+
+    fn now(&self) -> Ticks {
+        Ticks::from_nanos(self.memory.nanos.get())
+    }
+
+    fn foreign(&mut self) -> anyhow::Result<BTreeMap<FlowKey, Foreign>> {
+        Ok(self.memory.foreign.clone())
+    }
+
+    fn set_foreign(&mut self, flows: &BTreeMap<FlowKey, Foreign>) -> anyhow::Result<()> {
+        self.memory.foreign.clone_from(flows);
+        Ok(())
     }
 
     fn slots(&mut self, table: &Table) -> Vec<BackendId> {

@@ -6,7 +6,7 @@ use crate::args::value::{Devices, NodePortAddresses};
 use crate::datapath::NodeFacts;
 use crate::problem::{Kind, ObjectKey, ObjectRef, Problem};
 use ipnet::IpNet;
-use lb_common::abi::{Addr, Device, Family, NodeAddress, NodeConfig, PortRange};
+use lb_common::abi::{Addr, Device, Family, NodeAddress, NodeConfig, NodeFlags, PortRange};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
@@ -30,7 +30,7 @@ pub fn derive(tables: &Tables, options: &Options, inputs: &Inputs) -> NodeState 
             v4: primary[0].map_or(Addr::ANY_V4, Addr::from),
             v6: primary[1].map_or(Addr::ANY_V6, Addr::from),
             node_ports: PortRange::EMPTY,
-            pad: 0,
+            flags: NodeFlags::default(),
         },
         addresses: addresses(tables, options, inputs, primary, &mut problems),
         devices: devices(tables, &links),

@@ -2,6 +2,7 @@
 
 use super::Reconciler;
 use super::sweep::{self, Swept};
+use super::takeover::{self, Seen};
 use crate::board::Board;
 use crate::model::l7::Names;
 use crate::node::Tables;
@@ -73,11 +74,15 @@ pub fn spawn(
     tokio::spawn(stamp(intake.batches, stamped, board));
     let (done, sweeps) = mpsc::channel(1);
     let sweeping = sweep::spawn(reconciler.datapath.sweeper()?, done)?;
+    let (saw, looks) = mpsc::channel(1);
+    if reconciler.datapath.in_kernel() {
+        reconciler.following.start(takeover::spawn(saw)?);
+    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
     std::thread::Builder::new().name("reconcile".into()).spawn(move || {
         let intake =
             Driven { batches, tables: intake.tables, names: intake.names, in_force: intake.in_force };
-        runtime.block_on(drive(reconciler, intake, questions, sweeps, stop));
+        runtime.block_on(drive(reconciler, intake, questions, sweeps, looks, stop));
         drop(sweeping);
         let _nobody = ended.send(());
     })?;
@@ -111,6 +116,7 @@ async fn drive(
     intake: Driven,
     mut questions: mpsc::Receiver<Ask>,
     mut sweeps: mpsc::Receiver<Swept>,
+    mut looks: mpsc::Receiver<Seen>,
     mut stop: oneshot::Receiver<()>,
 ) {
     let Driven { mut batches, mut tables, mut names, mut in_force } = intake;
@@ -136,6 +142,7 @@ async fn drive(
                 continue;
             }
             Some(swept) = sweeps.recv() => reconciler.set_swept(swept),
+            Some(seen) = looks.recv() => reconciler.set_seen(seen),
             Some(ask) = questions.recv() => {
                 ask(&mut reconciler);
                 continue;

@@ -15,10 +15,12 @@ mod reach;
 mod reports;
 mod retry;
 mod sweep;
+mod takeover;
 
 pub use drive::{Ask, Handle, Intake, spawn};
 pub use l7::L7Parts;
 pub use sweep::Swept;
+pub use takeover::Seen;
 
 use crate::board::{Board, Phase, Snapshot};
 use crate::datapath::{Datapath, Hook, NodeFacts, OpError, Programmed};
@@ -40,6 +42,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use takeover::Following;
 use tokio::sync::watch;
 
 /// How often everything is compared with what the kernel holds.
@@ -114,6 +117,8 @@ pub struct Reconciler {
     next_check: Instant,
     /// The last sweep, until a round has done what follows from it.
     swept: Option<Swept>,
+    /// Of a kube-proxy that was here before.
+    following: Following,
     /// Packets that found no room for their flow, as last read.
     flows_refused: u64,
     /// Maps of an earlier agent were taken over: its programs may be anywhere.
@@ -151,6 +156,7 @@ impl Reconciler {
         let reach = std::mem::take(&mut programmed.reach);
         planner.restore(programmed, 0);
         let took_over = !planner.frontends().is_empty();
+        let following = Following::over(datapath.foreign()?.into_keys());
         let flows_refused = sweep::refused(datapath.as_mut());
         let started = Instant::now();
         let view = NodeView { name: node_name.clone(), ..NodeView::default() };
@@ -191,6 +197,7 @@ impl Reconciler {
             started_at: SystemTime::now(),
             next_check: started + CHECK,
             swept: None,
+            following,
             flows_refused,
             node_retry: None,
             took_over,
@@ -294,6 +301,7 @@ impl Reconciler {
             self.forget_unused(&swept, &mut round);
         }
         let began = Instant::now();
+        self.follow_netfilter();
         self.update_node();
         round.stages.node = began.elapsed();
         self.phase = Phase::Synced;
@@ -439,6 +447,7 @@ impl Reconciler {
             rounds: self.rounds,
             last_round_micros: u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
             pending_ops: self.retries.len(),
+            takeover: self.following.told.clone(),
             problems: self.problems.settle(),
         });
         self.board.round_ends();
@@ -480,6 +489,7 @@ impl Reconciler {
             ],
             pending_ops: self.retries.len(),
             health_ports: self.board.health_ports(),
+            carried: self.following.told.carried,
             l7: self.reading_l7(),
         }
     }

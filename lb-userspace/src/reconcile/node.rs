@@ -73,6 +73,10 @@ impl Reconciler {
             self.node_retry = Some(due);
             return;
         }
+        if let Some(due) = self.following.waits(Instant::now()) {
+            self.node_retry = Some(due);
+            return;
+        }
         let mut links_changed = self.facts.is_none() || self.pods != before;
         if self.node_retry.is_some_and(|due| due <= Instant::now()) {
             self.facts = None;
@@ -86,6 +90,7 @@ impl Reconciler {
             self.node = state;
         }
         self.node.facts.config.node_ports = self.planner.node_ports();
+        self.node.facts.config.flags = self.following.flags();
         if self.facts.as_ref() == Some(&self.node.facts) && !links_changed {
             return;
         }
@@ -102,6 +107,7 @@ impl Reconciler {
         }
         if links_changed {
             self.hooks = Arc::new(self.datapath.attach(&self.node.links, self.pods != PodWait::Listed));
+            self.following.attached(Instant::now());
         }
         problems.extend(self.hooks.iter().filter_map(|hook| {
             let error = hook.error.as_deref()?;

@@ -15,6 +15,7 @@ pub(super) struct Problems {
     l7: BTreeMap<ObjectRef, Vec<Problem>>,
     flows: Vec<Problem>,
     reach: Vec<Problem>,
+    takeover: Vec<Problem>,
     /// Of the model and of the last plan; Services without any are absent.
     services: BTreeMap<ObjectKey, Vec<Problem>>,
     failures: BTreeMap<ObjectKey, Vec<Problem>>,
@@ -58,6 +59,11 @@ impl Problems {
         replace(&mut self.reach, problems, &mut self.changed);
     }
 
+    /// Of what a kube-proxy left.
+    pub(super) fn set_takeover(&mut self, problems: Vec<Problem>) {
+        replace(&mut self.takeover, problems, &mut self.changed);
+    }
+
     /// What the model found wrong with a Service.
     pub(super) fn set_service(&mut self, key: &ObjectKey, problems: &[Problem]) {
         self.changed |= set(&mut self.services, key, problems.to_vec());
@@ -73,8 +79,15 @@ impl Problems {
         if !std::mem::take(&mut self.changed) {
             return Arc::clone(&self.all);
         }
-        let parts =
-            [&self.configuration, &self.sources, &self.node, &self.datapath, &self.flows, &self.reach];
+        let parts = [
+            &self.configuration,
+            &self.sources,
+            &self.node,
+            &self.datapath,
+            &self.flows,
+            &self.reach,
+            &self.takeover,
+        ];
         let of_objects = self.services.values().chain(self.failures.values()).chain(self.l7.values());
         let now: BTreeSet<Problem> = parts.into_iter().chain(of_objects).flatten().cloned().collect();
         for problem in now.difference(&self.told) {

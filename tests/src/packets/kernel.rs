@@ -3,7 +3,7 @@
 
 use super::row::{Hook, Row, Snat};
 use super::run::{CAPACITY, Code, Flows, Outcome, Runner, timeless, went_up};
-use super::world::{self, ETH0, ETH1, facts};
+use super::world::{self, ETH0, ETH1, facts_of};
 use crate::netns::Netns;
 use crate::scratch::Scratch;
 use anyhow::{Context, Result, bail, ensure};
@@ -184,7 +184,8 @@ impl Runner for Kernel {
         let prefixes = prefixes.map(|prefix| Op::DeletePrefix(*prefix));
         let ops: Vec<Op> = frontends.chain(backends).chain(prefixes).collect();
         self.apply(&ops)?;
-        self.bpf()?.set_node(&facts())
+        self.bpf()?.set_foreign(&row.foreign)?;
+        self.bpf()?.set_node(&facts_of(row))
     }
 
     fn apply(&mut self, ops: &[Op]) -> Result<()> {

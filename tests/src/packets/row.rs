@@ -5,9 +5,11 @@ use super::answer::refusal;
 use super::build::{Link, Packet, at};
 use super::world::{ETH0, POD0};
 use lb_common::abi::{
-    Addr, Backend, BackendFlags, BackendId, Be16, DropReason, Family, Frontend, FrontendFlags, FrontendKey,
-    Held, PassReason, PortRange, Prefix, Proto, Reason, ServiceId, SettingsFlags, Table,
+    Addr, Backend, BackendFlags, BackendId, Be16, DropReason, Family, FlowKey, Foreign, ForeignFlags,
+    Frontend, FrontendFlags, FrontendKey, Held, NodeFlags, PassReason, PortRange, Prefix, Proto, Reason,
+    ServiceId, SettingsFlags, Table, Ticks,
 };
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use weir::plan::op::Op;
 
@@ -117,6 +119,10 @@ pub struct Row {
     pub sockets: Vec<SocketAddr>,
     /// Connected sockets of the host: their own address and their peer's.
     pub connected: Vec<(SocketAddr, SocketAddr)>,
+    /// Flows that netfilter translates.
+    pub foreign: BTreeMap<FlowKey, Foreign>,
+    /// Not all of them are known yet.
+    pub hold: bool,
     /// Why the kernel's test-run cannot run this row.
     pub simulator_only: Option<&'static str>,
     pub steps: Vec<Step>,
@@ -131,10 +137,35 @@ impl Row {
             snat: Snat::Low,
             sockets: Vec::new(),
             connected: Vec::new(),
+            foreign: BTreeMap::new(),
+            hold: false,
             simulator_only: None,
             steps: Vec::new(),
             services: 0,
             backends: 0,
+        }
+    }
+
+    /// Leaves packets with this tuple to netfilter, for ever or no longer.
+    pub fn leave(&mut self, proto: Proto, from: &str, to: &str, flags: ForeignFlags, alive: bool) {
+        let (from, to) = (at(from), at(to));
+        let key = FlowKey {
+            source: from.ip().into(),
+            destination: to.ip().into(),
+            source_port: Be16::new(from.port()),
+            destination_port: Be16::new(to.port()),
+            proto,
+            pad: [0; 3],
+        };
+        self.foreign.insert(key, Foreign { until: Ticks(if alive { u32::MAX } else { 0 }), flags });
+    }
+
+    /// What the node says of them.
+    pub fn flags(&self) -> NodeFlags {
+        match (self.hold, self.foreign.is_empty()) {
+            (true, _) => NodeFlags::FOREIGN.with(NodeFlags::HOLD),
+            (false, false) => NodeFlags::FOREIGN,
+            (false, true) => NodeFlags::default(),
         }
     }
 

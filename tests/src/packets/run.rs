@@ -3,7 +3,7 @@
 use super::build::Link;
 use super::row::{Arrival, Expected, Hook, Row, Step};
 use super::show;
-use super::world::{Routes, facts};
+use super::world::{Routes, facts_of};
 use anyhow::{Context, Result, bail, ensure};
 use lb_common::abi::{Flow, FlowKey, PassReason, Ticks};
 use lb_common::packet::Frame;
@@ -146,7 +146,8 @@ impl Runner for Simulated {
         self.sim.memory.settings.snat = row.snat.ranges();
         self.sim.memory.settings.flags = row.snat.settings();
         (self.sockets, self.connected) = (row.sockets.clone(), row.connected.clone());
-        self.sim.set_node(&facts())
+        self.sim.set_foreign(&row.foreign)?;
+        self.sim.set_node(&facts_of(row))
     }
 
     fn apply(&mut self, ops: &[Op]) -> Result<()> {

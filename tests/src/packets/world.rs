@@ -7,9 +7,10 @@
 //! ```
 
 use super::build::RECEIVER;
+use super::row::Row;
 use crate::netns::Netns;
 use anyhow::Result;
-use lb_common::abi::{Addr, Device, FlowKey, NodeAddress, NodeConfig, PortRange, Proto};
+use lb_common::abi::{Addr, Device, FlowKey, NodeAddress, NodeConfig, NodeFlags, PortRange, Proto};
 use lb_common::path::{Network, NoRoute, Route};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -71,7 +72,7 @@ pub fn facts() -> NodeFacts {
             v4: addr(NODE4),
             v6: addr(NODE6),
             node_ports: PortRange { first: 30_000, last: 32_767 },
-            pad: 0,
+            flags: NodeFlags::default(),
         },
         addresses: [(NODE4, 1), (NODE6, 1), ("203.0.113.1", 0), ("2001:db8:2::1", 0)]
             .map(|(text, node_port)| (addr(text), NodeAddress { node_port }))
@@ -82,6 +83,13 @@ pub fn facts() -> NodeFacts {
             (POD0, device("0.0.0.0", "::")),
         ]),
     }
+}
+
+/// The same while netfilter has the flows that a row says.
+pub fn facts_of(row: &Row) -> NodeFacts {
+    let mut facts = facts();
+    facts.config.flags = row.flags();
+    facts
 }
 
 /// The routing table, as the simulator asks it about one packet.

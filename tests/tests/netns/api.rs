@@ -15,13 +15,13 @@ use serde_json::{Value, json};
 use std::time::Duration;
 
 /// The control plane lives on node2, out of reach of node1's hooks.
-fn control_plane(lab: &Topology) -> ApiServer {
+pub(crate) fn control_plane(lab: &Topology) -> ApiServer {
     let place = apiserver::Place { netns: Some(lab.node2().path().to_owned()), address: NODE2.0.into() };
     ApiServer::start_in(&place).unwrap()
 }
 
 /// Creates the demo's objects, and waits for what the controllers make of them.
-fn create_demo(server: &ApiServer, lab: &Topology) {
+pub(crate) fn create_demo(server: &ApiServer, lab: &Topology) {
     let objects = read_dir(&demo_dir()).unwrap();
     for wanted in ["Node", "Pod", "Service", "Ingress"] {
         for object in objects.iter().filter(|object| kind(object) == wanted) {

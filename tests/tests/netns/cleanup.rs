@@ -13,7 +13,7 @@ use std::process::Command;
 use std::time::Duration;
 
 /// Ids of the programs that are attached in the lab: to node1's devices and to its cgroup.
-fn attached(lab: &Topology) -> BTreeSet<u64> {
+pub(crate) fn attached(lab: &Topology) -> BTreeSet<u64> {
     let devices = lab.node1().output("bpftool", &["-j", "net", "show"]).unwrap();
     let cgroup = lab.node_cgroup().unwrap();
     let sockets =
@@ -43,16 +43,16 @@ fn collect(value: &Value, ids: &mut BTreeSet<u64>) {
     }
 }
 
-fn names(dir: &Path) -> BTreeSet<PathBuf> {
+pub(crate) fn names(dir: &Path) -> BTreeSet<PathBuf> {
     fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect()
 }
 
-fn exists(kind: &str, id: u64) -> bool {
+pub(crate) fn exists(kind: &str, id: u64) -> bool {
     let out = Command::new("bpftool").args(["-j", kind, "show", "id", &id.to_string()]).output().unwrap();
     out.status.success()
 }
 
-fn maps_of(program: u64) -> Vec<u64> {
+pub(crate) fn maps_of(program: u64) -> Vec<u64> {
     let out =
         Command::new("bpftool").args(["-j", "prog", "show", "id", &program.to_string()]).output().unwrap();
     let told: Value = serde_json::from_slice(&out.stdout).unwrap();

@@ -23,3 +23,4 @@ mod same_port;
 mod stand_in;
 mod standby;
 mod table;
+mod takeover;

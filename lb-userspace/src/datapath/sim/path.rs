@@ -5,9 +5,9 @@
 
 use super::Sim;
 use lb_common::abi::{
-    Addr, Affinity, AffinityKey, Backend, BackendId, Device, Flow, FlowKey, Frontend, FrontendKey, Held,
-    NetnsKey, NodeAddress, NodeConfig, Peer, PortRange, PrefixSet, Proto, Reason, ServiceCounters, ServiceId,
-    Settings, SettingsFlags, SocketKey, SocketPeer,
+    Addr, Affinity, AffinityKey, Backend, BackendId, Be16, Device, Flow, FlowKey, Foreign, Frontend,
+    FrontendKey, Held, NetnsKey, NodeAddress, NodeConfig, NodeFlags, Peer, PortRange, PrefixSet, Proto,
+    Reason, ServiceCounters, ServiceId, Settings, SettingsFlags, SocketKey, SocketPeer,
 };
 use lb_common::path::socket::Sockets;
 use lb_common::path::{Network, NoRoute, Place, Route, ServiceCount, Tables};
@@ -25,6 +25,7 @@ pub struct Memory {
     /// With the count of uses at its last use.
     pub transient: RefCell<BTreeMap<FlowKey, (u64, Flow)>>,
     uses: Cell<u64>,
+    pub foreign: BTreeMap<FlowKey, Foreign>,
     pub affinity: RefCell<BTreeMap<AffinityKey, Affinity>>,
     pub datagrams: RefCell<BTreeMap<SocketKey, SocketPeer>>,
     /// Addresses learnt for pods.
@@ -54,6 +55,7 @@ impl Default for Memory {
             flows: RefCell::default(),
             transient: RefCell::default(),
             uses: Cell::new(0),
+            foreign: BTreeMap::new(),
             affinity: RefCell::default(),
             datagrams: RefCell::default(),
             pods: RefCell::default(),
@@ -83,7 +85,12 @@ impl Tables for Sim {
     }
 
     fn node(&self) -> NodeConfig {
-        let nothing = NodeConfig { v4: Addr::ANY_V4, v6: Addr::ANY_V6, node_ports: PortRange::EMPTY, pad: 0 };
+        let nothing = NodeConfig {
+            v4: Addr::ANY_V4,
+            v6: Addr::ANY_V6,
+            node_ports: PortRange::EMPTY,
+            flags: NodeFlags(0),
+        };
         self.node.as_ref().map_or(nothing, |node| node.config)
     }
 
@@ -193,6 +200,10 @@ impl Tables for Sim {
         }
     }
 
+    fn foreign(&self, tuple: &FlowKey) -> Option<Foreign> {
+        self.memory.foreign.get(tuple).copied()
+    }
+
     fn nanos(&self) -> u64 {
         self.memory.nanos.get()
     }
@@ -246,6 +257,7 @@ pub struct Socket<'a> {
     pub cookie: u64,
     /// 1 is the host's network namespace.
     pub netns: u64,
+    pub port: u16,
     pub peer: Cell<Option<Peer>>,
 }
 
@@ -272,6 +284,10 @@ impl Sockets for Socket<'_> {
 
     fn put_peer(&self, peer: &Peer) {
         self.peer.set(Some(*peer));
+    }
+
+    fn local_port(&self) -> Be16 {
+        Be16::new(self.port)
     }
 
     fn datagram(&self, key: &SocketKey) -> Option<SocketPeer> {

@@ -2,7 +2,9 @@
 
 use super::path::Socket;
 use super::*;
-use lb_common::abi::{Addr, Be16, DropReason, NodeAddress, NodeConfig, PassReason, PortRange, Proto, Reason};
+use lb_common::abi::{
+    Addr, Be16, DropReason, NodeAddress, NodeConfig, NodeFlags, PassReason, PortRange, Proto, Reason,
+};
 use lb_common::packet::Frame;
 use lb_common::path::socket::{Call, Remote, connect};
 use lb_common::path::{self, Origin, Place, Route, Scratch, Tables, Verdict};
@@ -55,8 +57,12 @@ fn node() -> Sim {
     ]);
     assert!(results.iter().all(Result::is_ok));
     let own = Addr::from(Ipv4Addr::new(192, 0, 2, 1));
-    let config =
-        NodeConfig { v4: own, v6: Addr::ANY_V6, node_ports: PortRange { first: 30000, last: 30000 }, pad: 0 };
+    let config = NodeConfig {
+        v4: own,
+        v6: Addr::ANY_V6,
+        node_ports: PortRange { first: 30000, last: 30000 },
+        flags: NodeFlags::default(),
+    };
     let addresses = [(own, NodeAddress { node_port: 1 })].into();
     sim.set_node(&NodeFacts { config, addresses, devices: BTreeMap::new() }).unwrap();
     sim.memory.default_route = Ok(Route { ifindex: 2, next_hop: Ipv4Addr::new(192, 0, 2, 254).into() });
@@ -157,10 +163,14 @@ fn without_an_endpoint_it_refuses_or_drops() {
 fn a_socket_is_connected_straight_to_a_backend() {
     let mut sim = node();
     let to = |text| Remote { addr: (*v4(text).ip()).into(), port: Be16::new(v4(text).port()) };
-    let socket = Socket { sim: &sim, cookie: 7, netns: 9, peer: Cell::new(None) };
-    assert_eq!(connect(&sim, &socket, to("10.96.0.1:53"), Proto::UDP), Call::Translated(to("10.0.1.5:8080")));
-    assert_eq!(connect(&sim, &socket, to("10.96.0.2:53"), Proto::UDP), Call::Refused);
-    assert_eq!(connect(&sim, &socket, to("10.96.0.9:53"), Proto::UDP), Call::Untouched);
+    let socket = Socket { sim: &sim, cookie: 7, netns: 9, port: 40_000, peer: Cell::new(None) };
+    let connect = |asked| {
+        let mut remote = to(asked);
+        (connect(&sim, &socket, &mut remote, Proto::UDP), remote)
+    };
+    assert_eq!(connect("10.96.0.1:53"), (Call::Translated, to("10.0.1.5:8080")));
+    assert_eq!(connect("10.96.0.2:53"), (Call::Refused, to("10.96.0.2:53")));
+    assert_eq!(connect("10.96.0.9:53"), (Call::Untouched, to("10.96.0.9:53")));
     let counters = sim.counters();
     assert_eq!(counters[PassReason::Socket.slot() as usize], 1);
     assert_eq!(counters.len(), Reason::COUNT as usize);

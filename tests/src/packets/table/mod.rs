@@ -1,6 +1,7 @@
 //! The rows, by what they are about.
 
 mod errors;
+mod foreign;
 mod forward;
 mod headers;
 mod reach;
@@ -15,8 +16,17 @@ use lb_common::abi::{PassReason, Proto, Reason};
 
 /// Every row.
 pub fn rows() -> Vec<Row> {
-    [errors::rows(), forward::rows(), headers::rows(), reach::rows(), snat::rows(), tcp::rows(), udp::rows()]
-        .concat()
+    [
+        errors::rows(),
+        foreign::rows(),
+        forward::rows(),
+        headers::rows(),
+        reach::rows(),
+        snat::rows(),
+        tcp::rows(),
+        udp::rows(),
+    ]
+    .concat()
 }
 
 /// The names that rows of one family use.
