@@ -20,7 +20,8 @@ pub fn init(config: &LogConfig) {
         LogLevel::Debug => LevelFilter::DEBUG,
         LogLevel::Trace => LevelFilter::TRACE,
     };
-    let modules = std::env::var("RUST_LOG").unwrap_or_else(|_| QUIET.into());
+    // A default directive counts only where there is no other.
+    let modules = std::env::var("RUST_LOG").unwrap_or_else(|_| format!("{level},{QUIET}"));
     let filter = EnvFilter::builder().with_default_directive(level.into()).parse_lossy(modules);
     let builder =
         tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
