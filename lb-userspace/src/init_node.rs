@@ -3,9 +3,11 @@
 //! Run by the privileged init container of the agent's Pod. It mounts the BPF file system where
 //! there is none, looks whether there is a cgroup2, and takes one thing out of the kubelet's
 //! kubeconfig, the API server's address, so that the agent never sees the kubelet's key: on a node
-//! without kube-proxy the address that Pods are told leads nowhere before Weir works.
+//! without kube-proxy the address that Pods are told leads nowhere before Weir works. And it sets
+//! the kernel's connection tracking as kube-proxy does (S67): Services have a table of their own,
+//! but whatever else the node forwards or serves counts on those values.
 
-use crate::args::InitNodeArgs;
+use crate::args::{InitNodeArgs, NfConntrackArgs};
 use crate::source::kube::remember_kubelet_server;
 use crate::{cgroup, lock};
 use ::kube::config::Kubeconfig;
@@ -17,6 +19,11 @@ use std::path::Path;
 
 /// `BPF_FS_MAGIC` of linux/magic.h.
 const BPF_FS: u64 = 0xcafe_4a11;
+
+/// The settings of the kernel's connection tracking, those of the caller's network namespace.
+const NF_CONNTRACK: &str = "/proc/sys/net/netfilter";
+/// No table is made larger on its own account, as with kube-proxy: 300 MiB or so.
+const LARGEST_CONNTRACK: u64 = 1 << 20;
 
 /// Where kubelets have their kubeconfig: kubeadm, kind, minikube; EKS, AKS, GKE; Talos; k3s;
 /// RKE2; k0s.
@@ -44,6 +51,9 @@ pub fn run(args: &InitNodeArgs) -> anyhow::Result<()> {
         // The agent tells it too, and --socket-lb off does without.
         Err(error) => println!("{error:#}"),
     }
+    for line in set_conntrack(Path::new(NF_CONNTRACK), &args.conntrack) {
+        println!("{line}");
+    }
     lock::prepare(&args.state_dir)?;
     // Made by the kubelet, for everybody to look into.
     std::fs::set_permissions(&args.state_dir, Permissions::from_mode(0o700))
@@ -59,6 +69,37 @@ pub fn run(args: &InitNodeArgs) -> anyhow::Result<()> {
         ),
     }
     Ok(())
+}
+
+/// Sets what is not so yet, and says what it did. The table only ever grows. What cannot be set is
+/// told and costs nothing else: Weir does not depend on it.
+fn set_conntrack(folder: &Path, args: &NfConntrackArgs) -> Vec<String> {
+    if !folder.join("nf_conntrack_max").exists() {
+        return vec!["the kernel tracks no connections".into()];
+    }
+    let cores = std::thread::available_parallelism().map_or(1, usize::from) as u64;
+    let entries = match args.conntrack_max_per_core {
+        0 => 0,
+        each => (u64::from(each) * cores).max(args.conntrack_min.into()).min(LARGEST_CONNTRACK),
+    };
+    let wanted = [
+        ("nf_conntrack_max", entries, true),
+        ("nf_conntrack_tcp_timeout_established", args.conntrack_tcp_timeout_established.into(), false),
+        ("nf_conntrack_tcp_timeout_close_wait", args.conntrack_tcp_timeout_close_wait.into(), false),
+    ];
+    let mut said = Vec::new();
+    for (name, value, least) in wanted.into_iter().filter(|(_, value, _)| *value > 0) {
+        let file = folder.join(name);
+        let old = std::fs::read_to_string(&file).ok().and_then(|text| text.trim().parse::<u64>().ok());
+        if old.is_some_and(|old| old == value || least && old > value) {
+            continue;
+        }
+        said.push(match std::fs::write(&file, value.to_string()) {
+            Ok(()) => format!("{name} is {value} now"),
+            Err(error) => format!("{name} stays as it is, not {value}: {error}"),
+        });
+    }
+    said
 }
 
 /// Mounts one if there is none; says whether.
@@ -135,6 +176,41 @@ current-context: node@ours
         remember_kubelet_server(&state, None).unwrap();
         remember_kubelet_server(&state, None).unwrap();
         assert_eq!(std::fs::read_dir(state).unwrap().count(), 0);
+    }
+
+    /// S67: as kube-proxy sets them, R67 reads the last.
+    #[test]
+    fn connection_tracking_is_set_as_kube_proxy_does_and_the_table_never_shrinks() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut args = NfConntrackArgs {
+            conntrack_max_per_core: 1,
+            conntrack_min: 131_072,
+            conntrack_tcp_timeout_established: 86_400,
+            conntrack_tcp_timeout_close_wait: 3_600,
+        };
+        assert_eq!(set_conntrack(dir.path(), &args), ["the kernel tracks no connections"]);
+        let files = ["max", "tcp_timeout_established", "tcp_timeout_close_wait"];
+        let files = files.map(|name| dir.path().join(format!("nf_conntrack_{name}")));
+        let set = |values: [&str; 3]| {
+            for (file, value) in files.iter().zip(values) {
+                std::fs::write(file, value).unwrap();
+            }
+        };
+        let now = || files.each_ref().map(|file| std::fs::read_to_string(file).unwrap());
+
+        set(["262144\n", "432000\n", "60\n"]);
+        assert_eq!(set_conntrack(dir.path(), &args).len(), 2);
+        assert_eq!(now(), ["262144\n", "86400", "3600"]);
+        assert_eq!(set_conntrack(dir.path(), &args), [""; 0], "nothing to do");
+
+        set(["65536\n", "86400\n", "60\n"]);
+        args.conntrack_tcp_timeout_close_wait = 0;
+        assert_eq!(set_conntrack(dir.path(), &args), ["nf_conntrack_max is 131072 now"]);
+        assert_eq!(now(), ["131072", "86400\n", "60\n"]);
+
+        args.conntrack_max_per_core = u32::MAX;
+        set_conntrack(dir.path(), &args);
+        assert_eq!(now()[0], LARGEST_CONNTRACK.to_string());
     }
 
     #[test]

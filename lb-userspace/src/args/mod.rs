@@ -100,6 +100,26 @@ pub struct InitNodeArgs {
     /// The agent's state folder
     #[arg(long, env = "WEIR_STATE_DIR", default_value = config::STATE_DIR, value_name = "PATH")]
     pub state_dir: PathBuf,
+    #[command(flatten)]
+    pub conntrack: NfConntrackArgs,
+}
+
+/// The kernel's own connection tracking, which other traffic of the node passes: set as kube-proxy
+/// sets it, under its names; 0 leaves a value as it is.
+#[derive(Args, Clone, Debug)]
+pub struct NfConntrackArgs {
+    /// Entries that the kernel's table holds at least, for each processor
+    #[arg(long, default_value_t = 32_768, value_name = "N")]
+    pub conntrack_max_per_core: u32,
+    /// Entries that it holds at least, however few processors there are
+    #[arg(long, default_value_t = 131_072, value_name = "N")]
+    pub conntrack_min: u32,
+    /// Seconds after which an open TCP connection without a packet is forgotten
+    #[arg(long, default_value_t = 86_400, value_name = "SECONDS")]
+    pub conntrack_tcp_timeout_established: u32,
+    /// The same for one whose other end has closed
+    #[arg(long, default_value_t = 3_600, value_name = "SECONDS")]
+    pub conntrack_tcp_timeout_close_wait: u32,
 }
 
 /// Common to everything that asks a running agent.
