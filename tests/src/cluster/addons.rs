@@ -97,19 +97,18 @@ pub(super) fn delete_weir(cluster: &Cluster) -> Result<()> {
     delete(cluster, &deploy())
 }
 
-/// Starts `weir cleanup` on every node, as `deploy/cleanup` does; with `drain` it lets open
-/// connections end first, for so long.
+/// Starts `weir cleanup` on every node, as `deploy/cleanup` does, or `deploy/cleanup-drain`, which
+/// lets open connections end first, for so long.
 ///
 /// # Errors
 /// When the API server refuses something.
 pub(super) fn begin_cleaning(cluster: &Cluster, drain: Option<Duration>) -> Result<()> {
-    let mut manifests = cluster.kubectl(&["kustomize", &cleanup().to_string_lossy()])?;
+    let folder = if drain.is_some() { deploy().join("cleanup-drain") } else { cleanup() };
+    let mut manifests = cluster.kubectl(&["kustomize", &folder.to_string_lossy()])?;
     if let Some(drain) = drain {
-        // The word that docs/takeover.md adds.
-        let with = format!("- cleanup\n        - --drain={}s\n", drain.as_secs());
-        let changed = manifests.replacen("- cleanup\n", &with, 1);
-        ensure!(changed != manifests, "no command `cleanup` in deploy/cleanup");
-        manifests = changed;
+        let shorter = manifests.replace("--drain=1h", &format!("--drain={}s", drain.as_secs()));
+        ensure!(shorter != manifests, "no --drain=1h in {}", folder.display());
+        manifests = shorter;
     }
     cluster.apply(&manifests)
 }
