@@ -15,7 +15,7 @@ use std::process::{Command, Stdio};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Which layers; without a name all of them but `cluster` and `conformance`.
+    /// Which layers; without a name all of them but `conformance`.
     layers: Vec<Layer>,
     /// Test an optimised agent and optimised tests.
     #[arg(long)]
@@ -53,7 +53,7 @@ enum Layer {
 }
 
 /// What runs without a name.
-const ALL: [Layer; 8] = [
+const ALL: [Layer; 9] = [
     Layer::Unit,
     Layer::Golden,
     Layer::Packet,
@@ -62,6 +62,7 @@ const ALL: [Layer; 8] = [
     Layer::Http,
     Layer::Api,
     Layer::Suites,
+    Layer::Cluster,
 ];
 
 impl Layer {

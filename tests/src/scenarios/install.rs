@@ -13,7 +13,7 @@ use std::fs;
 use std::net::{IpAddr, SocketAddr};
 
 /// The namespace of the usual tutorial's objects.
-const TUTORIAL: &str = "weir-seed";
+pub(super) const TUTORIAL: &str = "weir-seed";
 const HOST: &str = "example.com";
 
 /// The usual tutorial's Service and Ingress as they stand, with Deployments behind them: asked
