@@ -214,7 +214,6 @@ fn run(rig: &Rig, case: &Case, verdict: &str) -> Result<String, String> {
         ("origin-concurrent", rig.origin.take_peak() as i64),
         ("served-at-once", rig.origin.take_peak() as i64),
         ("resident", grown),
-        ("buffered", grown),
     ] {
         if limit(case, word).is_some_and(|most| found > most) {
             return Err(format!("{word}: {found}; {told}"));
