@@ -9,12 +9,12 @@ use aya_ebpf::bindings::{
 };
 use aya_ebpf::helpers::generated::{
     bpf_fib_lookup, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_sk_lookup_tcp,
-    bpf_sk_lookup_udp, bpf_sk_release, bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_load_bytes,
-    bpf_skb_store_bytes,
+    bpf_sk_lookup_udp, bpf_sk_release, bpf_sk_storage_get, bpf_skb_adjust_room, bpf_skb_change_tail,
+    bpf_skb_load_bytes, bpf_skb_store_bytes,
 };
 use aya_ebpf::programs::TcContext;
 use core::mem::{MaybeUninit, size_of};
-use lb_common::abi::{Addr, FlowKey, Proto, SettingsFlags};
+use lb_common::abi::{Addr, FlowKey, Peer, Proto, SettingsFlags};
 use lb_common::packet::{Delta, Packet};
 use lb_common::path::{Network, NoRoute, Route, Tables};
 
@@ -164,6 +164,20 @@ impl Network for SkbNetwork {
     #[inline(always)]
     fn socket_expects(&self, tuple: &FlowKey) -> bool {
         self.socket(tuple, true)
+    }
+
+    #[inline(always)]
+    fn sender(&self) -> Option<Peer> {
+        let map = core::ptr::from_ref(&maps::PEERS).cast_mut().cast();
+        // SAFETY: the context outlives the program's run; the packet holds its sender, and the
+        // sender its storage, whose content is plain data.
+        unsafe {
+            let socket = (*self.skb).__bindgen_anon_2.sk;
+            if socket.is_null() {
+                return None;
+            }
+            bpf_sk_storage_get(map, socket.cast(), core::ptr::null_mut(), 0).cast::<Peer>().as_ref().copied()
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use aya_ebpf::programs::XdpContext;
 use core::cell::Cell;
 use core::hint::black_box;
 use core::mem::{MaybeUninit, size_of};
-use lb_common::abi::{Addr, FlowKey, Proto};
+use lb_common::abi::{Addr, FlowKey, Peer, Proto};
 use lb_common::packet::{Delta, ETHERNET, Packet};
 use lb_common::path::{Network, NoRoute, Route};
 
@@ -155,5 +155,11 @@ impl Network for XdpNetwork {
     fn socket_expects(&self, _tuple: &FlowKey) -> bool {
         // The early path opens no flow.
         false
+    }
+
+    #[inline(always)]
+    fn sender(&self) -> Option<Peer> {
+        // Nobody's yet: it comes from the network.
+        None
     }
 }

@@ -26,6 +26,9 @@ mod ingress;
 
 pub use ingress::{L7Reading, SERIES};
 
+/// Values of kube-proxy's label `ip_family`.
+const FAMILIES: [&str; 2] = ["IPv4", "IPv6"];
+
 type Labels = Vec<(&'static str, String)>;
 
 /// What is read at the moment of asking.
@@ -39,12 +42,40 @@ pub struct Reading {
     /// Services, frontends, backends that are programmed.
     pub programmed: [usize; 3],
     pub pending_ops: usize,
+    /// Services and endpoint slices whose change is not programmed yet.
+    pub changes_pending: [usize; 2],
+    /// IPv4, IPv6: Service ports whose internal, external policy is Local and that have no
+    /// endpoint on this node, though elsewhere.
+    pub without_local: [[u32; 2]; 2],
     /// Sockets of health check node ports: open, not open.
     pub health_ports: [u32; 2],
     /// Flows that netfilter goes on with.
     pub carried: Carried,
     /// `None`: `--l7 off`.
     pub l7: Option<L7Reading>,
+}
+
+impl Reading {
+    /// Gauges by kube-proxy's names.
+    fn encode_as_kube_proxy(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        for (what, help, pending) in [
+            ("service", "Services whose change is not programmed yet", self.changes_pending[0]),
+            ("endpoint", "Endpoint slices whose change is not programmed yet", self.changes_pending[1]),
+        ] {
+            let pending = u32::try_from(pending).unwrap_or(u32::MAX);
+            let rows = FAMILIES.map(|family| ([("ip_family", family)], pending));
+            gauges(encoder, &format!("kubeproxy_sync_proxy_rules_{what}_changes_pending"), help, rows)?;
+        }
+        gauges(
+            encoder,
+            "kubeproxy_sync_proxy_rules_no_local_endpoints_total",
+            "Service ports with policy Local and endpoints on other nodes only",
+            FAMILIES.into_iter().zip(self.without_local).flat_map(|(family, counts)| {
+                let policies = ["internal", "external"].into_iter().zip(counts);
+                policies.map(move |(policy, n)| ([("ip_family", family), ("traffic_policy", policy)], n))
+            }),
+        )
+    }
 }
 
 /// What one round did, for the histograms.
@@ -100,12 +131,15 @@ pub struct Metrics {
     stages: Family<Labels, Counter<f64, AtomicU64>>,
     ops: Family<Labels, Counter>,
     expired: Counter,
+    sockets_ended: Counter,
     healthz: Family<Labels, Counter>,
     livez: Family<Labels, Counter>,
     proxy_rounds: Family<Labels, Histogram>,
     proxy_full_rounds: Family<Labels, Histogram>,
     proxy_partial_rounds: Family<Labels, Histogram>,
     programming: Family<Labels, Histogram>,
+    proxy_sweeps: Family<Labels, Histogram>,
+    proxy_swept: Family<Labels, Counter>,
     last_sync: Family<Labels, Gauge<f64, AtomicU64>>,
     last_queued: Family<Labels, Gauge<f64, AtomicU64>>,
     service_changes: Family<Labels, Counter>,
@@ -143,12 +177,15 @@ impl Default for Metrics {
             stages: Family::default(),
             ops: Family::default(),
             expired: Counter::default(),
+            sockets_ended: Counter::default(),
             healthz: Family::default(),
             livez: Family::default(),
             proxy_rounds: Family::new_with_constructor(proxy_sync),
             proxy_full_rounds: Family::new_with_constructor(proxy_sync),
             proxy_partial_rounds: Family::new_with_constructor(proxy_sync),
             programming: Family::new_with_constructor(proxy_programming),
+            proxy_sweeps: Family::new_with_constructor(proxy_sync),
+            proxy_swept: Family::default(),
             last_sync: Family::default(),
             last_queued: Family::default(),
             service_changes: Family::default(),
@@ -178,6 +215,11 @@ impl Metrics {
         );
         registry.register("lb_reconcile_ops", "Map operations, by result", self.ops.clone());
         registry.register("lb_flows_expired", "Flows removed after their idle time", self.expired.clone());
+        registry.register(
+            "lb_sockets_ended",
+            "Connected UDP sockets of the host that were ended as their backend is gone",
+            self.sockets_ended.clone(),
+        );
         registry.register("kubeproxy_proxy_healthz", "Answers of /healthz, by code", self.healthz.clone());
         registry.register("kubeproxy_proxy_livez", "Answers of /livez, by code", self.livez.clone());
         for (name, help, family) in [
@@ -193,6 +235,7 @@ impl Metrics {
                 "From the trigger of an endpoint change to its being in the maps",
                 &self.programming,
             ),
+            ("conntrack_reconciler_sync", "Duration of a sweep over the flows", &self.proxy_sweeps),
         ] {
             registry.register(format!("kubeproxy_{name}_duration_seconds"), help, family.clone());
         }
@@ -212,6 +255,11 @@ impl Metrics {
             "Endpoint slices that changed",
             self.endpoint_changes.clone(),
         );
+        registry.register(
+            "kubeproxy_conntrack_reconciler_deleted_entries",
+            "Entries of flows that sweeps removed",
+            self.proxy_swept.clone(),
+        );
         registry.register_collector(Box::new(Arc::clone(&self.reading)));
     }
 
@@ -230,7 +278,7 @@ impl Metrics {
             .get_or_create(&vec![("result", "done".into())])
             .inc_by(round.ops.saturating_sub(round.failed));
         self.ops.get_or_create(&vec![("result", "failed".into())]).inc_by(round.failed);
-        for family in ["IPv4", "IPv6"] {
+        for family in FAMILIES {
             let labels = vec![("ip_family", family.to_string())];
             self.proxy_rounds.get_or_create(&labels).observe(seconds);
             let kind = if round.full { &self.proxy_full_rounds } else { &self.proxy_partial_rounds };
@@ -255,8 +303,18 @@ impl Metrics {
         self.stages.get_or_create(&vec![("stage", stage.into())]).inc_by(took.as_secs_f64());
     }
 
-    pub fn expired(&self, flows: u64) {
-        self.expired.inc_by(flows);
+    /// Counts a sweep over the flows; `expired` entries of IPv4 and IPv6 flows.
+    pub fn swept(&self, took: Duration, expired: [u64; 2]) {
+        self.expired.inc_by(expired.iter().sum());
+        for (family, expired) in FAMILIES.into_iter().zip(expired) {
+            let labels = vec![("ip_family", family.to_string())];
+            self.proxy_sweeps.get_or_create(&labels).observe(took.as_secs_f64());
+            self.proxy_swept.get_or_create(&labels).inc_by(expired);
+        }
+    }
+
+    pub fn sockets_ended(&self, sockets: u64) {
+        self.sockets_ended.inc_by(sockets);
     }
 
     pub fn healthz(&self, code: u16) {
@@ -357,6 +415,7 @@ impl Collector for Latest {
             [("tcp", tcp), ("udp", udp)]
                 .map(|(proto, n)| ([("protocol", proto)], u32::try_from(n).unwrap_or(u32::MAX))),
         )?;
+        reading.encode_as_kube_proxy(&mut encoder)?;
         if let Some(l7) = &reading.l7 {
             l7.encode(&mut encoder)?;
         }
@@ -423,6 +482,8 @@ mod tests {
             ..Round::default()
         });
         metrics.checked(Duration::from_millis(500));
+        metrics.swept(Duration::from_millis(3), [4, 2]);
+        metrics.sockets_ended(8);
         let mut counters = vec![0; Reason::COUNT as usize];
         counters[DropReason::NoEndpoint.slot() as usize] = 7;
         let flows = ServiceCounters { packet_flows: 5, ..ServiceCounters::default() };
@@ -436,6 +497,8 @@ mod tests {
             fill,
             l7,
             health_ports: [2, 3],
+            changes_pending: [4, 5],
+            without_local: [[0, 6], [7, 0]],
             ..Reading::default()
         }));
         for line in [
@@ -450,6 +513,14 @@ mod tests {
             "lb_reconcile_stage_seconds_total{stage=\"apply\"} 0.25",
             "lb_reconcile_stage_seconds_total{stage=\"check\"} 0.5",
             "kubeproxy_sync_proxy_rules_duration_seconds_count{ip_family=\"IPv4\"} 1",
+            "kubeproxy_sync_proxy_rules_service_changes_pending{ip_family=\"IPv6\"} 4",
+            "kubeproxy_sync_proxy_rules_endpoint_changes_pending{ip_family=\"IPv4\"} 5",
+            "no_local_endpoints_total{ip_family=\"IPv4\",traffic_policy=\"external\"} 6",
+            "no_local_endpoints_total{ip_family=\"IPv6\",traffic_policy=\"internal\"} 7",
+            "kubeproxy_conntrack_reconciler_sync_duration_seconds_count{ip_family=\"IPv4\"} 1",
+            "kubeproxy_conntrack_reconciler_deleted_entries_total{ip_family=\"IPv6\"} 2",
+            "lb_flows_expired_total 6",
+            "lb_sockets_ended_total 8",
         ] {
             assert!(text.contains(line), "{line}\n{text}");
         }

@@ -3,7 +3,7 @@
 use super::{Addr, BackendId, Be16, Proto};
 use bytemuck::{Pod, Zeroable};
 
-/// One remote end of one unconnected datagram socket, either as the program knows it
+/// One remote end of one unconnected datagram socket, or of a connected one of the host, either as the program knows it
 /// (frontend) or as the packets carry it (backend).
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Pod, Zeroable)]

@@ -12,6 +12,7 @@ mod error;
 mod flows;
 mod foreign;
 mod forward;
+mod orphan;
 mod reply;
 mod select;
 pub mod socket;
@@ -21,7 +22,7 @@ pub use select::{Choice, flow_hash, split};
 
 use crate::abi::{
     Addr, Affinity, AffinityKey, Backend, BackendId, Be16, Device, DropReason, Flow, FlowKey, Foreign,
-    Frontend, FrontendFlags, FrontendKey, Held, NodeAddress, NodeConfig, PassReason, PrefixSet, Proto,
+    Frontend, FrontendFlags, FrontendKey, Held, NodeAddress, NodeConfig, PassReason, Peer, PrefixSet, Proto,
     Reason, ServiceId, Settings, Ticks, prefix_set,
 };
 use crate::packet::{Answered, Packet, Parsed, TcpFlags, parse, refuse};
@@ -142,6 +143,10 @@ pub trait Network {
 
     /// Whether a *connected* host socket waits for packets with this tuple.
     fn socket_expects(&self, tuple: &FlowKey) -> bool;
+
+    /// Both names of the peer of the socket that sent the packet in hand, if that is a socket of
+    /// this node which was translated at connect().
+    fn sender(&self) -> Option<Peer>;
 }
 
 /// What becomes of a packet.
@@ -198,7 +203,10 @@ pub fn ingress<P: Packet, T: Tables, N: Network>(
     let step =
         if is_ours(tables, scratch.own.key.destination_port) && reply::ingress(&parsed, tables, scratch) {
             Step::Deliver(PassReason::Reply)
-        } else if find_frontend(tables, &scratch.own.key, &mut scratch.frontend) {
+        } else if find_frontend(tables, &scratch.own.key, &mut scratch.frontend)
+            || (from == Origin::Inside
+                && orphan::find_frontend(tables, network, &scratch.own.key, &mut scratch.frontend))
+        {
             forward::ingress(packet, &parsed, tables, network, scratch, from)
         } else if let Some(reason) = unserved(tables, &scratch.own.key.destination) {
             if foreign::carries(tables, &parsed, &scratch.own.key) {

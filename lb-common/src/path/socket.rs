@@ -76,6 +76,14 @@ pub fn connect<T: Tables, S: Sockets>(tables: &T, sockets: &S, to: &mut Remote, 
                 backend_port: backend.port,
                 backend_id: id,
             });
+            if proto == Proto::UDP && sockets.netns() == tables.settings().host_netns_cookie {
+                // What an unconnected socket has as well: by this the agent finds the host's
+                // sockets whose backend is gone (S64).
+                let (cookie, pad) = (sockets.cookie(), 0);
+                let Remote { addr, port } = backend;
+                let key = SocketKey { cookie, addr, port, proto, reverse: 1, pad };
+                sockets.put_datagram(&key, &SocketPeer { addr: to.addr, backend: id, port: to.port, pad: 0 });
+            }
             *to = backend;
             Call::Translated
         }

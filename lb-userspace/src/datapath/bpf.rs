@@ -5,14 +5,15 @@ use super::hash::Hash;
 use super::loader::{LoadOptions, Loaded, data};
 use super::pod::Raw;
 use super::prefixes::Prefixes;
+use super::sockets::{SocketTables, Sockets};
 use super::{Capacity, Datapath, Hook, LinkPlan, MapFill, NodeFacts, OpError, Programmed, Sweeper, sys};
 use crate::plan::op::Op;
 use anyhow::{Context, Result};
 use aya::maps::{Array, Map, MapData, PerCpuArray};
 use lb_common::abi::{
     Addr, Affinity, AffinityKey, Backend, BackendFlags, BackendId, Device, Flow, FlowKey, Foreign, Frontend,
-    FrontendKey, NodeAddress, NodeConfig, Reason, ServiceCounters, ServiceId, TABLE_BLOCK, Table, Ticks, map,
-    prefix_set,
+    FrontendKey, NodeAddress, NodeConfig, Proto, Reason, ServiceCounters, ServiceId, TABLE_BLOCK, Table,
+    Ticks, map, prefix_set,
 };
 use std::collections::BTreeMap;
 use std::os::fd::AsFd;
@@ -41,6 +42,7 @@ pub struct Bpf {
     /// The maps that are mapped into memory. XDP is loaded when the first device wants it, and
     /// its code names maps by descriptors: a closed one may by then be another map's.
     _arrays: [Map; 3],
+    sockets: Sockets,
     used: Arc<Used>,
 }
 
@@ -57,10 +59,16 @@ impl Bpf {
             loaded.take_map(map::SERVICE_COUNTERS)?,
         ];
         let [backends, tables, service_counters] = &arrays;
+        let socket_backends = mapped(backends, map::BACKENDS)?;
         let backends = mapped(backends, map::BACKENDS)?;
         let tables = mapped(tables, map::TABLES)?;
         let service_counters = mapped(service_counters, map::SERVICE_COUNTERS)?;
-        let frontends = hash(&mut loaded, map::FRONTENDS)?;
+        let frontends: Hash<FrontendKey, Frontend> = hash(&mut loaded, map::FRONTENDS)?;
+        let socket_tables = SocketTables {
+            frontends: frontends.again()?,
+            backends: socket_backends,
+            peers: hash(&mut loaded, map::SOCKETS)?,
+        };
         let flows = hash(&mut loaded, map::FLOWS)?;
         let transient = hash(&mut loaded, map::TRANSIENT)?;
         let prefixes = Prefixes::new(loaded.take_map(map::PREFIXES)?)?;
@@ -91,6 +99,7 @@ impl Bpf {
             transient,
             service_counters,
             _arrays: arrays,
+            sockets: Sockets::spawn(socket_tables).context("start the thread of sockets")?,
             used: Arc::default(),
         })
     }
@@ -110,7 +119,12 @@ impl Bpf {
                 self.put_backend(*id, Backend { flags: BackendFlags::default(), ..last })
             }
             Op::WriteTable { block, ids } => self.write_table(*block, ids),
-            Op::PutFrontend(key, frontend) => self.frontends.put(key, frontend),
+            Op::PutFrontend(key, frontend) => {
+                if key.proto == Proto::UDP {
+                    self.sockets.changed();
+                }
+                self.frontends.put(key, frontend)
+            }
             Op::DeleteFrontend(key) => self.frontends.remove(key).map(drop),
             Op::PutPrefix(prefix, held) => self.prefixes.put(prefix, *held),
             Op::DeletePrefix(prefix) => self.prefixes.remove(prefix),
@@ -122,6 +136,9 @@ impl Bpf {
     }
 
     fn put_backend(&mut self, id: BackendId, backend: Backend) -> Result<(), OpError> {
+        if backend.proto == Proto::UDP {
+            self.sockets.changed();
+        }
         let written = self.backends.set(id as usize, backend);
         if written {
             Ok(())
@@ -235,7 +252,12 @@ impl Datapath for Bpf {
 
     fn sweeper(&mut self) -> Result<Box<dyn Sweeper>> {
         let (flows, transient) = (self.flows.again()?, self.transient.again()?);
-        Ok(Box::new(FlowSweeper { flows, transient, used: Arc::clone(&self.used) }))
+        Ok(Box::new(FlowSweeper {
+            flows,
+            transient,
+            used: Arc::clone(&self.used),
+            ended: Arc::clone(&self.sockets.ended),
+        }))
     }
 
     fn flows(&mut self, limit: usize, wanted: &dyn Fn(&FlowKey, &Flow) -> bool) -> Vec<(FlowKey, Flow)> {

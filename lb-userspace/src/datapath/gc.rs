@@ -5,6 +5,7 @@
 //! packets, so whatever it decides on is looked at again before it is removed.
 
 use super::hash::Hash;
+use super::sockets::Ended;
 use super::{Sweep, Sweeper, sys};
 use lb_common::abi::{Flow, FlowFlags, FlowKey, Proto, Ticks, timeout};
 use std::sync::Arc;
@@ -48,6 +49,7 @@ pub(super) struct FlowSweeper {
     pub(super) flows: Hash<FlowKey, Flow>,
     pub(super) transient: Hash<FlowKey, Flow>,
     pub(super) used: Arc<Used>,
+    pub(super) ended: Arc<Ended>,
 }
 
 impl Sweeper for FlowSweeper {
@@ -84,7 +86,7 @@ impl Sweeper for FlowSweeper {
             if over(&key, &flow, pair.as_ref(), now) {
                 for key in [key, pair_key] {
                     if self.flows.remove(&key).is_ok_and(|there| there) {
-                        sweep.expired += 1;
+                        sweep.expired[usize::from(!key.destination.is_v4())] += 1;
                         confirmed -= 1;
                     }
                 }
@@ -94,6 +96,7 @@ impl Sweeper for FlowSweeper {
             }
         }
         sweep.flows.retain(|_, count| *count > 0);
+        (sweep.sockets_ended, sweep.sockets_failure) = self.ended.take();
         self.used.flows.store(confirmed, Ordering::Relaxed);
         self.used.transient.store(transient, Ordering::Relaxed);
         Some(sweep)

@@ -13,6 +13,7 @@ mod pod;
 mod prefixes;
 pub mod retire;
 pub mod sim;
+mod sockets;
 mod sys;
 
 use crate::plan::op::Op;
@@ -132,8 +133,13 @@ impl Sweeper for NoFlows {
 pub struct Sweep {
     /// Flows that are left, by Service: one with none may be forgotten.
     pub flows: BTreeMap<ServiceId, u32>,
-    /// Entries removed because they had been idle for too long.
-    pub expired: u64,
+    /// Entries removed because they had been idle for too long: IPv4, IPv6.
+    pub expired: [u64; 2],
+    /// Connected UDP sockets of the host that were ended since the last sweep, as their backend
+    /// is gone (S64).
+    pub sockets_ended: u64,
+    /// Why such sockets cannot be ended.
+    pub sockets_failure: Option<String>,
 }
 
 /// A data path: BPF maps, or the simulator.

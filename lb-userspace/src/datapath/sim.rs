@@ -242,7 +242,7 @@ impl Sweeper for Sim {
         let ended: Vec<_> = flows.iter().filter(over).map(|(key, _)| *key).collect();
         for key in ended {
             flows.remove(&key);
-            sweep.expired += 1;
+            sweep.expired[usize::from(!key.destination.is_v4())] += 1;
         }
         let opening = self.memory.transient.get_mut().values().map(|(_, flow)| flow);
         let opening = opening.filter(|flow| now.since(flow.seen) < timeout::UDP);

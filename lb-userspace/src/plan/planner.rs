@@ -329,6 +329,22 @@ impl Planner {
         &self.frontends
     }
 
+    /// Service ports whose policy Local finds no endpoint on this node, though elsewhere: IPv4 and
+    /// IPv6, each by internal and external policy (S58).
+    pub fn without_local(&self) -> [[u32; 2]; 2] {
+        let mut counts = [[0; 2]; 2];
+        let mut seen = BTreeSet::new();
+        for (key, frontend) in self.frontends.iter().filter(|(_, f)| !f.flags.has(FrontendFlags::RETIRED)) {
+            let external = !frontend.flags.has(FrontendFlags::CLUSTER_IP);
+            let drops = if external { FrontendFlags::OUTSIDE_DROPS } else { FrontendFlags::INSIDE_DROPS };
+            let (family, policy) = (usize::from(!key.addr.is_v4()), usize::from(external));
+            if frontend.flags.has(drops) && seen.insert((frontend.service, family, policy)) {
+                counts[family][policy] += 1;
+            }
+        }
+        counts
+    }
+
     /// Backends as applied.
     pub fn backends(&self) -> &BTreeMap<BackendId, Backend> {
         &self.backends

@@ -455,6 +455,26 @@ fn any_state(service: &'static str, number: u8) -> impl Strategy<Value = Service
     )
 }
 
+#[test]
+fn ports_whose_policy_finds_no_endpoint_here_are_counted_once_by_family_and_policy() {
+    let mut rig = Rig::new(ROOMY);
+    let mut away = public("a", "10.96.0.1", 30080, 1);
+    let external = frontend("10.96.0.9", 80, FrontendKind::ExternalIp);
+    for port in away.ports.values_mut() {
+        port.outside_drops = true;
+        port.frontends.push(external);
+    }
+    rig.put("a", &away);
+    assert_eq!(rig.planner.without_local(), [[0, 1], [0, 0]]);
+    let mut both = plain("b", "fd00::1", 1);
+    both.ports.values_mut().for_each(|port| port.cluster_ip_drops = true);
+    rig.put("b", &both);
+    assert_eq!(rig.planner.without_local(), [[0, 1], [1, 0]]);
+    rig.remove("a");
+    rig.put("b", &plain("b", "fd00::1", 1));
+    assert_eq!(rig.planner.without_local(), [[0, 0], [0, 0]], "a retired frontend is nobody's");
+}
+
 const NAMES: [&str; 3] = ["a", "b", "c"];
 
 fn any_change() -> impl Strategy<Value = (&'static str, Option<ServiceState>)> {

@@ -488,6 +488,11 @@ impl Reconciler {
                 self.planner.backends().len(),
             ],
             pending_ops: self.retries.len(),
+            changes_pending: [
+                self.dirty.len() + self.retries.len(),
+                usize::try_from(self.slices).unwrap_or(usize::MAX),
+            ],
+            without_local: self.planner.without_local(),
             health_ports: self.board.health_ports(),
             carried: self.following.told.carried,
             l7: self.reading_l7(),

@@ -24,6 +24,7 @@ const RETIRED: u64 = 2;
 #[derive(Debug)]
 pub struct Swept {
     pub began: Instant,
+    pub took: Duration,
     pub sweep: Sweep,
 }
 
@@ -44,9 +45,10 @@ fn run(mut sweeper: Box<dyn Sweeper>, done: &mpsc::Sender<Swept>, stopped: &Rece
     while stopped.recv_timeout(pause) == Err(RecvTimeoutError::Timeout) {
         let began = Instant::now();
         let sweep = sweeper.sweep();
-        pause = PAUSE.max(began.elapsed() * SHARE);
+        let took = began.elapsed();
+        pause = PAUSE.max(took * SHARE);
         if let Some(sweep) = sweep
-            && done.blocking_send(Swept { began, sweep }).is_err()
+            && done.blocking_send(Swept { began, took, sweep }).is_err()
         {
             return;
         }
@@ -66,7 +68,8 @@ impl Reconciler {
 
     /// Forgets retired frontends without a flow, and Service ids without a frontend.
     pub(super) fn forget_unused(&mut self, swept: &Swept, round: &mut Round) {
-        self.metrics.expired(swept.sweep.expired);
+        self.metrics.swept(swept.took, swept.sweep.expired);
+        self.metrics.sockets_ended(swept.sweep.sockets_ended);
         let began = swept.began.saturating_duration_since(self.started).as_secs();
         let idle: Vec<_> = self
             .planner
@@ -82,21 +85,27 @@ impl Reconciler {
         }
         let ops = self.planner.sweep();
         self.apply_loose(&ops, round);
-        self.tell_refused_flows();
+        self.tell_refused_flows(swept.sweep.sockets_failure.as_deref());
     }
 
-    /// Says so when flows have been refused since the last sweep for want of room (H52).
-    fn tell_refused_flows(&mut self) {
+    /// Says so when flows have been refused since the last sweep for want of room (H52), and why
+    /// sockets stay with backends that are gone (S64).
+    fn tell_refused_flows(&mut self, sockets: Option<&str>) {
         let refused = refused(self.datapath.as_mut());
         let more = refused > std::mem::replace(&mut self.flows_refused, refused);
         let room = self.datapath.capacity().flows / 2;
-        self.problems.set_flows(if more {
-            vec![agent_problem(
+        let refused = more.then(|| {
+            agent_problem(
                 "--conntrack-max",
                 format!("there is room for {room} open flows and it is used up: new flows are refused"),
-            )]
-        } else {
-            Vec::new()
+            )
         });
+        let sockets = sockets.map(|error| {
+            agent_problem(
+                "sockets",
+                format!("connected UDP sockets of the host stay with backends that are gone: {error}"),
+            )
+        });
+        self.problems.set_flows(refused.into_iter().chain(sockets).collect());
     }
 }

@@ -129,7 +129,11 @@ impl Rig {
     fn sweep(&mut self, seconds: u64) {
         let flows = self.kernel.lock().unwrap().flows.clone();
         let began = self.reconciler.started + Duration::from_secs(seconds);
-        self.reconciler.set_swept(Swept { began, sweep: Sweep { flows, expired: 0 } });
+        self.reconciler.set_swept(Swept {
+            began,
+            took: Duration::ZERO,
+            sweep: Sweep { flows, ..Sweep::default() },
+        });
         self.reconciler.round();
     }
 

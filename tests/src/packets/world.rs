@@ -10,7 +10,7 @@ use super::build::RECEIVER;
 use super::row::Row;
 use crate::netns::Netns;
 use anyhow::Result;
-use lb_common::abi::{Addr, Device, FlowKey, NodeAddress, NodeConfig, NodeFlags, PortRange, Proto};
+use lb_common::abi::{Addr, Device, FlowKey, NodeAddress, NodeConfig, NodeFlags, Peer, PortRange, Proto};
 use lb_common::path::{Network, NoRoute, Route};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -137,6 +137,11 @@ impl Network for Routes<'_> {
         let to = SocketAddr::new(tuple.destination.into(), tuple.destination_port.get());
         let from = SocketAddr::new(tuple.source.into(), tuple.source_port.get());
         !self.early && self.connected.contains(&(to, from))
+    }
+
+    fn sender(&self) -> Option<Peer> {
+        // Packets of a test run have no sender.
+        None
     }
 }
 

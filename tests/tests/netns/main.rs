@@ -5,6 +5,7 @@
 
 mod api;
 mod cleanup;
+mod connected;
 mod differential;
 mod explain;
 mod flood;

@@ -37,6 +37,8 @@ pub struct Memory {
     pub default_route: Result<Route, NoRoute>,
     /// Tuples that a socket of the host receives.
     pub host_sockets: BTreeSet<FlowKey>,
+    /// Whom the socket that sends the next packet is connected to.
+    pub sender: Cell<Option<Peer>>,
 }
 
 impl Default for Memory {
@@ -64,6 +66,7 @@ impl Default for Memory {
             routes: BTreeMap::new(),
             default_route: Err(NoRoute::Unreachable),
             host_sockets: BTreeSet::new(),
+            sender: Cell::new(None),
         }
     }
 }
@@ -247,6 +250,10 @@ impl Network for Sim {
 
     fn socket_expects(&self, tuple: &FlowKey) -> bool {
         self.memory.host_sockets.contains(tuple)
+    }
+
+    fn sender(&self) -> Option<Peer> {
+        self.memory.sender.get()
     }
 }
 

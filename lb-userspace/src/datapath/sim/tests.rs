@@ -3,7 +3,8 @@
 use super::path::Socket;
 use super::*;
 use lb_common::abi::{
-    Addr, Be16, DropReason, NodeAddress, NodeConfig, NodeFlags, PassReason, PortRange, Proto, Reason,
+    Addr, Be16, DropReason, NodeAddress, NodeConfig, NodeFlags, PassReason, Peer, PortRange, Proto, Reason,
+    SocketKey, SocketPeer,
 };
 use lb_common::packet::Frame;
 use lb_common::path::socket::{Call, Remote, connect};
@@ -147,7 +148,7 @@ fn a_sweep_counts_flows_by_service_and_ends_the_silent_ones() {
     assert_eq!(sim.sweep().unwrap().flows, [(1, 1)].into());
     sim.memory.advance_seconds(300);
     let sweep = sim.sweep().unwrap();
-    assert_eq!((sweep.flows.len(), sweep.expired), (0, 2));
+    assert_eq!((sweep.flows.len(), sweep.expired), (0, [2, 0]));
 }
 
 #[test]
@@ -175,6 +176,84 @@ fn a_socket_is_connected_straight_to_a_backend() {
     assert_eq!(counters[PassReason::Socket.slot() as usize], 1);
     assert_eq!(counters.len(), Reason::COUNT as usize);
     assert_eq!(sim.service_counters(1).socket_flows, 1);
+}
+
+/// S64: a datagram of a connected socket, which the kernel hands on with its sender.
+#[test]
+fn a_connected_sockets_datagrams_leave_a_backend_that_is_gone() {
+    let mut sim = node();
+    let to = |text| Remote { addr: (*v4(text).ip()).into(), port: Be16::new(v4(text).port()) };
+    let socket = Socket { sim: &sim, cookie: 7, netns: 9, port: 40_000, peer: Cell::new(None) };
+    connect(&sim, &socket, &mut to("10.96.0.1:53"), Proto::UDP);
+    let peer = socket.peer.get();
+    sim.memory.sender.set(peer);
+    let sends = |sim: &Sim| arrives(sim, "10.0.0.9:4000", "10.0.1.5:8080", Origin::Inside);
+    let untouched = (Verdict::Pass(PassReason::NoService), pair("10.0.0.9:4000", "10.0.1.5:8080"));
+    assert_eq!(sends(&sim), untouched, "its backend serves");
+
+    let old = sim.backends[&1];
+    let without = |table| Frontend {
+        service: 1,
+        flags: FrontendFlags::CLUSTER_IP,
+        affinity_seconds: 0,
+        pad: 0,
+        inside: table,
+        outside: table,
+    };
+    sim.apply(&[
+        Op::PutFrontend(key("10.96.0.1:53", Proto::UDP), without(Table::default())),
+        Op::PutBackend(1, Backend { flags: BackendFlags::default(), ..old }),
+    ]);
+    assert_eq!(sends(&sim), untouched, "nobody is left who would serve it better");
+
+    let addr = Ipv4Addr::new(10, 0, 1, 6).into();
+    sim.apply(&[
+        Op::PutBackend(2, Backend { addr, ..old }),
+        Op::WriteTable { block: 1, ids: vec![2] },
+        Op::PutFrontend(
+            key("10.96.0.1:53", Proto::UDP),
+            without(Table { slots: 1, count: 1, maglev: 0, maglev_len: 0 }),
+        ),
+    ]);
+    for verdict in [PassReason::NewFlow, PassReason::Forward] {
+        let (said, (source, destination)) = sends(&sim);
+        assert_eq!((said, destination.as_str()), (Verdict::Pass(verdict), "10.0.1.6:8080"));
+        let answer = leaves(&sim, "10.0.1.6:8080", &source);
+        assert_eq!(answer.0, Verdict::Pass(PassReason::Reply));
+        assert_eq!(answer.1, pair("10.0.1.5:8080", "10.0.0.9:4000"), "from whom it is connected to");
+    }
+    // The id may be another's by now, and the socket connected elsewhere.
+    sim.apply(&[Op::PutBackend(1, Backend { addr, service: 2, ..old })]);
+    assert_eq!(sends(&sim).0, Verdict::Pass(PassReason::Forward));
+    for other in [None, peer.map(|peer| Peer { backend_port: Be16::new(8081), ..peer })] {
+        sim.memory.sender.set(other);
+        assert_eq!(sends(&sim), untouched, "{other:?}");
+    }
+    sim.memory.sender.set(peer);
+    let outside = arrives(&sim, "10.0.0.9:4000", "10.0.1.5:8080", Origin::Outside);
+    assert_eq!(outside, untouched, "another node's");
+}
+
+#[test]
+fn a_connected_socket_of_the_host_is_kept_for_the_agent_to_find() {
+    let sim = node();
+    let to = |text| Remote { addr: (*v4(text).ip()).into(), port: Be16::new(v4(text).port()) };
+    for (netns, cookie) in [(1, 7), (9, 8)] {
+        let socket = Socket { sim: &sim, cookie, netns, port: 40_000, peer: Cell::new(None) };
+        connect(&sim, &socket, &mut to("10.96.0.1:53"), Proto::UDP);
+    }
+    let backend = to("10.0.1.5:8080");
+    let key = SocketKey {
+        cookie: 7,
+        addr: backend.addr,
+        port: backend.port,
+        proto: Proto::UDP,
+        reverse: 1,
+        pad: 0,
+    };
+    let frontend = to("10.96.0.1:53");
+    let peer = SocketPeer { addr: frontend.addr, backend: 1, port: frontend.port, pad: 0 };
+    assert_eq!(*sim.memory.datagrams.borrow(), [(key, peer)].into());
 }
 
 #[test]
