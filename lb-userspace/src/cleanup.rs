@@ -73,7 +73,7 @@ fn wait_for_flows(bpffs: &Path, patience: Duration) -> anyhow::Result<Vec<FlowKe
     let mut netfilter = Netfilter::default();
     match netfilter.kube_proxy() {
         Ok(rules) if rules.is_empty() => {
-            println!("no rules of kube-proxy's nftables or iptables-nft mode are here: nobody may take over");
+            println!("no rules of kube-proxy's are here: nobody may take over");
         }
         Ok(_) => {}
         Err(error) => println!("rules of kube-proxy's cannot be looked for: {error}"),

@@ -6,8 +6,10 @@ use crate::netns::sys;
 use crate::topology::Topology;
 use crate::wait;
 use anyhow::{Context, Result, bail, ensure};
+use std::env;
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -18,13 +20,19 @@ pub enum Mode {
     Nftables,
     /// By whatever the machine's `iptables` writes to.
     Iptables,
+    /// By iptables-legacy, whatever `iptables` is.
+    IptablesLegacy,
 }
+
+/// The names by which kube-proxy runs it.
+const TOOLS: [&str; 6] =
+    ["iptables", "iptables-save", "iptables-restore", "ip6tables", "ip6tables-save", "ip6tables-restore"];
 
 impl Mode {
     const fn name(self) -> &'static str {
         match self {
             Self::Nftables => "nftables",
-            Self::Iptables => "iptables",
+            Self::Iptables | Self::IptablesLegacy => "iptables",
         }
     }
 
@@ -32,8 +40,30 @@ impl Mode {
     pub const fn sign(self) -> &'static str {
         match self {
             Self::Nftables => "table ip6 kube-proxy",
-            Self::Iptables => "KUBE-SERVICES",
+            Self::Iptables | Self::IptablesLegacy => "KUBE-SERVICES",
         }
+    }
+
+    /// Has a command find the tools of this mode first.
+    fn prepare(self, lab: &Topology, command: &mut Command) -> Result<()> {
+        if self != Self::IptablesLegacy {
+            return Ok(());
+        }
+        let folder = lab.scratch().logs().join("legacy");
+        fs::create_dir_all(&folder)?;
+        let path = env::var_os("PATH").unwrap_or_default();
+        let mut places = env::split_paths(&path).map(|folder| folder.join("xtables-legacy-multi"));
+        let all =
+            places.find(|file| file.exists()).context("no xtables-legacy-multi in PATH: install iptables")?;
+        for tool in TOOLS {
+            match symlink(&all, folder.join(tool)) {
+                Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => return Err(error.into()),
+                _ => {}
+            }
+        }
+        let path = env::join_paths([folder].into_iter().chain(env::split_paths(&path)))?;
+        command.env("PATH", path);
+        Ok(())
     }
 }
 
@@ -66,6 +96,7 @@ impl KubeProxy {
             .stdin(Stdio::null())
             .stdout(file.try_clone()?)
             .stderr(file);
+        mode.prepare(lab, &mut command)?;
         sys::start_in(&mut command, lab.node1().file().as_raw_fd(), None);
         let child = command.spawn().with_context(|| format!("starting {command:?}"))?;
         Ok(Self { child, log })
@@ -111,9 +142,10 @@ impl Drop for KubeProxy {
 ///
 /// # Errors
 /// With what it said when it fails.
-pub fn cleanup(lab: &Topology) -> Result<()> {
+pub fn cleanup(lab: &Topology, mode: Mode) -> Result<()> {
     let mut command = Command::new(locate(Program::KubeProxy)?);
     command.arg("--cleanup").stdin(Stdio::null());
+    mode.prepare(lab, &mut command)?;
     sys::start_in(&mut command, lab.node1().file().as_raw_fd(), None);
     let out = command.output()?;
     if !out.status.success() {

@@ -3,10 +3,11 @@
 //!
 //! kube-proxy's flows live in netfilter's conntrack, and outlive its rules as long as the
 //! kernel looks at packets for NAT at all. [`conntrack`] reads and ends such flows, [`tables`]
-//! keeps the kernel looking and finds kube-proxy's rules; [`wire`] is how both talk to the
-//! kernel. Nothing here decides.
+//! keeps the kernel looking and finds kube-proxy's rules, [`legacy`] those of iptables-legacy;
+//! [`wire`] is how the first two talk to the kernel. Nothing here decides.
 
 mod conntrack;
+mod legacy;
 mod tables;
 mod wire;
 
@@ -80,7 +81,9 @@ impl Netfilter {
     /// # Errors
     /// Without CAP_NET_ADMIN, or when the kernel lacks nf_tables.
     pub fn kube_proxy(&mut self) -> io::Result<Vec<String>> {
-        self.with(tables::kube_proxy)
+        let mut found = self.with(tables::kube_proxy)?;
+        found.extend(legacy::kube_proxy()?);
+        Ok(found)
     }
 
     /// Whether our table is there.

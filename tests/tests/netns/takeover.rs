@@ -123,8 +123,17 @@ fn stop_loads(running: Vec<Running>) -> u64 {
     answered
 }
 
+/// The host's rules of all three kinds. iptables-legacy's have counters and dates.
 fn ruleset(lab: &Topology) -> String {
-    lab.node1().output("nft", &["--stateless", "list", "ruleset"]).unwrap()
+    let mut all = lab.node1().output("nft", &["--stateless", "list", "ruleset"]).unwrap();
+    for save in ["iptables-legacy-save", "ip6tables-legacy-save"] {
+        let legacy = lab.node1().output(save, &[]).unwrap();
+        for line in legacy.lines().filter(|line| !line.starts_with('#')) {
+            all.push_str(line.split(" [").next().unwrap_or_default());
+            all.push('\n');
+        }
+    }
+    all
 }
 
 /// The host's rules, as a set of their parts: kube-proxy writes elements in any order.
@@ -176,13 +185,15 @@ fn there_and_back(mode: Mode) {
         anyhow::ensure!(ruleset(lab).contains("table inet weir-takeover"), "no table: {}", agent.log());
         let problems = String::from_utf8(agent.verb(&["problems"])?.stdout)?;
         anyhow::ensure!(problems.contains("kube-proxy's rules are on this node"), "{problems}");
+        let legacy = mode == Mode::IptablesLegacy;
+        anyhow::ensure!(problems.contains("of iptables-legacy") == legacy, "{problems}");
         Ok(())
     })
     .unwrap();
     observe(STAGE);
 
     proxy.stop().unwrap();
-    kube_proxy::cleanup(lab).unwrap();
+    kube_proxy::cleanup(lab, mode).unwrap();
     assert!(!ruleset(lab).contains(mode.sign()), "{}", ruleset(lab));
     let (tcp, udp) = carried(&agent);
     assert!(tcp >= 64 && udp >= 16, "{tcp} TCP and {udp} UDP flows are carried");
@@ -230,4 +241,9 @@ fn kube_proxy_in_nftables_mode_is_replaced_and_comes_back_without_a_lost_flow() 
 #[test]
 fn kube_proxy_in_iptables_mode_is_replaced_and_comes_back_without_a_lost_flow() {
     there_and_back(Mode::Iptables);
+}
+
+#[test]
+fn kube_proxy_with_iptables_legacy_is_replaced_and_comes_back_without_a_lost_flow() {
+    there_and_back(Mode::IptablesLegacy);
 }

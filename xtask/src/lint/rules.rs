@@ -49,7 +49,7 @@ const STAGES: [Stage; 5] = [
 const AYA_USERS: [&str; 4] = ["lb-userspace/src/datapath/", "lb-ebpf/", "tests/", "xtask/"];
 
 /// The modules that may hold `unsafe`: what the kernel's side needs, the few raw system calls.
-const UNSAFE: [&str; 9] = [
+const UNSAFE: [&str; 10] = [
     "lb-ebpf/src/maps.rs",
     "lb-ebpf/src/skb.rs",
     "lb-ebpf/src/xdp.rs",
@@ -57,6 +57,7 @@ const UNSAFE: [&str; 9] = [
     "lb-ebpf/src/count.rs",
     "lb-userspace/src/datapath/pod.rs",
     "lb-userspace/src/datapath/sys.rs",
+    "lb-userspace/src/netfilter/legacy.rs",
     "tests/src/netns.rs",
     "tests/src/netns/sys.rs",
 ];
