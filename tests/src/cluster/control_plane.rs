@@ -169,6 +169,16 @@ pub(super) fn end(run: &Run, name: &str, kill: bool) -> Result<()> {
     run.forget(name)
 }
 
+/// Ends the API server at once, as a crash does, and what works for it: without their leases
+/// the controllers of any other cluster end too. One that went on would call every node
+/// NotReady in the moment in which the API server is back, before it hears of any.
+///
+/// # Errors
+/// When one does not end.
+pub(super) fn kill_api(run: &Run) -> Result<()> {
+    [API, CONTROLLERS, SCHEDULER].iter().try_for_each(|name| end(run, name, true))
+}
+
 fn pair(run: &Run, name: &str) -> Pair {
     let file = |end: &str| run.pki().join(format!("{name}.{end}"));
     Pair { certificate: file("crt"), key: file("key") }

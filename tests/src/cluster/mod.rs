@@ -321,21 +321,23 @@ impl Cluster {
         self.run.audit_log()
     }
 
-    /// Ends the API server at once, as a crash does.
+    /// Ends the API server at once, as a crash does, and with it the controllers.
     ///
     /// # Errors
     /// When it does not end.
     pub fn kill_api(&self) -> Result<()> {
-        control_plane::end(&self.run, control_plane::API, true)
+        control_plane::kill_api(&self.run)
     }
 
-    /// Starts the API server again and waits until it is ready.
+    /// Starts the API server again, waits until it is ready, and starts the controllers.
     ///
     /// # Errors
     /// When it does not become ready.
     pub fn start_api(&self) -> Result<()> {
-        control_plane::start_api_alone(&self.run, &self.plan, &assets::locate(Program::ApiServer)?)?;
-        control_plane::wait_ready(&self.run, &self.api)
+        let programs = Programs::locate()?;
+        control_plane::start_api_alone(&self.run, &self.plan, &programs.api_server)?;
+        control_plane::wait_ready(&self.run, &self.api)?;
+        control_plane::start_controllers(&self.run, &self.plan, &programs)
     }
 
     /// Installs or removes kube-proxy; Weir is not touched.
