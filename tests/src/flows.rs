@@ -7,7 +7,7 @@ use crate::clients::{Identity, any, ask, micros};
 use crate::netns::sys::monotonic_us;
 use crate::servers::{ECHO, WHO};
 use crate::web::TrafficReport;
-use crate::wire::{FlowReport, Flows, FlowsReport, Load, LoadReport, Proto, Reply};
+use crate::wire::{FlowReport, Flows, FlowsReport, LATE_US, Load, LoadReport, Proto, Reply};
 use anyhow::{Context, Result, bail};
 use socket2::{Domain, Socket, Type};
 use std::net::SocketAddr;
@@ -300,6 +300,7 @@ pub(crate) fn start_load(load: Load) -> Activity {
 impl LoadReport {
     fn count(&mut self, answer: &crate::wire::Answer) {
         self.slowest_us = self.slowest_us.max(answer.elapsed_us);
+        self.late += u64::from(answer.elapsed_us > LATE_US);
         if let Some(pod) = &answer.pod {
             self.answered += 1;
             let (connections, last) = self.pods.entry(pod.clone()).or_default();

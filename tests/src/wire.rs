@@ -217,6 +217,10 @@ impl FlowsReport {
     }
 }
 
+/// Microseconds after which a new connection or request is late: two SYNs were lost, or somebody
+/// held it.
+pub const LATE_US: u64 = 2_900_000;
+
 /// What became of new connections.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct LoadReport {
@@ -228,6 +232,8 @@ pub struct LoadReport {
     /// The first answers that were none, to tell when and from which port.
     pub failures: Vec<Answer>,
     pub slowest_us: u64,
+    /// Answered or not, they took longer than [`LATE_US`].
+    pub late: u64,
     /// For each pod that answered: connections, and when the last of them was begun
     /// (monotonic clock).
     pub pods: BTreeMap<String, (u64, u64)>,

@@ -17,6 +17,12 @@ use std::time::{Duration, Instant};
 /// whose processors are busy with other things shows as slow.
 pub(super) const DEADLINE_MS: u64 = 15_000;
 
+/// One in so many new connections, or requests, may be late ([`LATE_US`](crate::wire::LATE_US)):
+/// a machine may stand still for a moment, but a gap at one door has more.
+const LATE_ONE_IN: u64 = 200;
+/// The part of the asked rate that there has to be, in percent.
+const RATE: f64 = 60.0;
+
 /// How much of each kind.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Scale {
@@ -47,6 +53,7 @@ pub(super) fn pause(time: Duration) {
 
 /// Running traffic.
 pub(super) struct Watch<'a> {
+    scale: Scale,
     began: Instant,
     parts: Vec<(String, &'a Helper, Part)>,
 }
@@ -71,7 +78,7 @@ impl<'a> Watch<'a> {
     /// # Errors
     /// As [`Self::start`].
     pub(super) fn without(stage: &'a Stage, scale: Scale, node: &str) -> Result<Self> {
-        let mut watch = Self { began: Instant::now(), parts: Vec::new() };
+        let mut watch = Self { scale, began: Instant::now(), parts: Vec::new() };
         let targets = stage.targets_without(node);
         // Node ports of nodes without an endpoint of that Service: SNAT.
         let half = scale.flows / 2;
@@ -103,6 +110,7 @@ impl<'a> Watch<'a> {
         for fetch in fetches.iter().filter(|_| scale.requests > 0) {
             watch.traffic(stage, fetch, scale.requests / u32::try_from(fetches.len())?)?;
         }
+        watch.began = Instant::now();
         Ok(watch)
     }
 
@@ -150,7 +158,8 @@ impl<'a> Watch<'a> {
     /// # Errors
     /// When a client's process is gone.
     pub(super) fn stop(self) -> Result<Sum> {
-        let mut sum = Sum::default();
+        let seconds = self.began.elapsed().as_secs_f64();
+        let mut sum = Sum { seconds, ..Sum::default() };
         for (name, helper, part) in self.parts {
             let report = match part {
                 Part::Flows(number, proto) => sum.flows(proto, helper.stop_flows(number)),
@@ -160,19 +169,21 @@ impl<'a> Watch<'a> {
             let wrong = report.with_context(|| name.clone())?;
             sum.wrong.extend(wrong.into_iter().map(|why| format!("{name}: {why}")));
         }
-        sum.seconds = self.began.elapsed().as_secs_f64();
+        sum.judge(self.scale);
         Ok(sum)
     }
 }
 
 /// What the traffic saw.
-#[derive(Default, Debug)]
+#[derive(Clone, Default, Debug)]
 pub(super) struct Sum {
     seconds: f64,
     flows: usize,
     datagram_flows: usize,
     connections: u64,
     requests: u64,
+    late_connections: u64,
+    late_requests: u64,
     slowest_us: BTreeMap<&'static str, u64>,
     /// Everything that was lost, refused or wrong, with its reason.
     wrong: Vec<String>,
@@ -187,6 +198,22 @@ impl Sum {
         ensure!(self.wrong.is_empty(), "{self}; lost:\n  {}", self.wrong.join("\n  "));
         ensure!(self.connections > 0 && self.flows > 0, "there was no traffic: {self}");
         Ok(self)
+    }
+
+    /// What is wrong with the whole: too little traffic, or too much of it late.
+    fn judge(&mut self, scale: Scale) {
+        for (what, count, late, per_second) in [
+            ("connections", self.connections, self.late_connections, scale.connections),
+            ("requests", self.requests, self.late_requests, scale.requests),
+        ] {
+            if late * LATE_ONE_IN > count {
+                self.wrong.push(format!("{late} of {count} {what} were late"));
+            }
+            let least = f64::from(per_second) * self.seconds * RATE / 100.0;
+            if (count as f64) < least {
+                self.wrong.push(format!("{count} {what} only, {least:.0} were to be there at least"));
+            }
+        }
     }
 
     fn slow(&mut self, kind: &'static str, micros: u64) {
@@ -217,6 +244,7 @@ impl Sum {
     fn load(&mut self, report: Result<crate::wire::LoadReport>) -> Result<Vec<String>> {
         let report = report?;
         self.connections += report.started;
+        self.late_connections += report.late;
         self.slow("connection", report.slowest_us);
         let mut wrong: Vec<String> =
             report.failed.iter().map(|(why, times)| format!("{times} times {why}")).collect();
@@ -232,6 +260,7 @@ impl Sum {
     fn traffic(&mut self, report: Result<crate::web::TrafficReport>) -> Result<Vec<String>> {
         let report = report?;
         self.requests += report.started;
+        self.late_requests += report.late;
         self.slow("request", report.slowest_us);
         Ok(report.failed.iter().map(|(why, times)| format!("{times} times {why}")).collect())
     }
@@ -249,9 +278,30 @@ impl fmt::Display for Sum {
             self.seconds,
             self.wrong.len()
         )?;
+        let late = self.late_connections + self.late_requests;
+        if late > 0 {
+            write!(f, ", {late} late")?;
+        }
         for (kind, micros) in &self.slowest_us {
             write!(f, ", slowest {kind} {} ms", micros / 1_000)?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn too_little_traffic_and_too_much_that_is_late_are_wrong() {
+        let full = Sum { seconds: 10.0, connections: 2_900, requests: 2_900, ..Sum::default() };
+        for (late_connections, requests, wrong) in
+            [(14, 2_900, 0), (15, 2_900, 1), (0, 1_700, 1), (15, 0, 2), (0, 1_900, 0)]
+        {
+            let mut sum = Sum { late_connections, requests, ..full.clone() };
+            sum.judge(Scale::FULL);
+            assert_eq!(sum.wrong.len(), wrong, "{late_connections} {requests}: {:?}", sum.wrong);
+        }
     }
 }

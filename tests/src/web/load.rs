@@ -4,6 +4,7 @@ use super::client::{Session, Told, fetch};
 use super::{Fetch, Fetched, Traffic, TrafficReport, Version};
 use crate::flows::{Activity, Counters, Shared, update};
 use crate::netns::sys::monotonic_us;
+use crate::wire::LATE_US;
 use anyhow::{Context, Result, bail};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -114,6 +115,7 @@ fn count(report: &Shared<TrafficReport>, fetch: &Fetch, answer: &Fetched, start:
     let elapsed = crate::clients::micros(start);
     update(report, |report| {
         report.slowest_us = report.slowest_us.max(elapsed);
+        report.late += u64::from(elapsed > LATE_US);
         match judged {
             Ok(pod) => {
                 report.answered += 1;

@@ -191,6 +191,8 @@ pub struct TrafficReport {
     /// Anything else, by reason; a lasting connection that ends counts as well.
     pub failed: BTreeMap<String, u64>,
     pub slowest_us: u64,
+    /// Answered or not, they took longer than [`LATE_US`](crate::wire::LATE_US).
+    pub late: u64,
     /// Requests by pod.
     pub pods: BTreeMap<String, u64>,
     /// By serial number of the certificate that a new connection was shown: connections,
