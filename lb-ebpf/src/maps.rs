@@ -7,9 +7,10 @@ use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, SkStorage};
 use aya_ebpf::macros::btf_map;
 use lb_common::abi::{
-    Addr, Affinity, AffinityKey, Backend, BackendId, Device, Flow, FlowKey, Foreign, Frontend, FrontendKey,
-    Held, NetnsKey, NodeAddress, NodeConfig, NodeFlags, Peer, PortRange, Prefix, PrefixSet, Reason,
-    ServiceCounters, ServiceId, Settings, SettingsFlags, SocketKey, SocketPeer, TABLE_BLOCK, capacity,
+    Addr, Affinity, AffinityKey, Backend, BackendId, Device, Flow, FlowKey, Foreign, FragmentKey, Fragments,
+    Frontend, FrontendKey, Held, NetnsKey, NodeAddress, NodeConfig, NodeFlags, Peer, PortRange, Prefix,
+    PrefixSet, Reason, ServiceCounters, ServiceId, Settings, SettingsFlags, SocketKey, SocketPeer,
+    TABLE_BLOCK, capacity,
 };
 use lb_common::path::{Place, Scratch, ServiceCount, Tables, split};
 
@@ -37,6 +38,8 @@ pub(crate) static TRANSIENT: LruHashMap<FlowKey, Flow, { capacity::TRANSIENT }> 
 #[btf_map]
 pub(crate) static FOREIGN: HashMap<FlowKey, Foreign, { capacity::FOREIGN }, { BPF_F_NO_PREALLOC as usize }> =
     HashMap::new();
+#[btf_map]
+pub(crate) static FRAGMENTS: LruHashMap<FragmentKey, Fragments, { capacity::FRAGMENTS }> = LruHashMap::new();
 #[btf_map]
 pub(crate) static AFFINITY: LruHashMap<AffinityKey, Affinity, { capacity::AFFINITY }> = LruHashMap::new();
 #[btf_map]
@@ -246,6 +249,30 @@ impl Tables for KernelTables {
     fn foreign(&self, tuple: &FlowKey) -> Option<Foreign> {
         // SAFETY: copied out at once.
         unsafe { FOREIGN.get(tuple).copied() }
+    }
+
+    #[inline(always)]
+    fn fragments(&self, key: &FragmentKey, into: &mut Fragments) -> bool {
+        // SAFETY: copied out at once; a slot that is reused meanwhile was about to be forgotten.
+        match unsafe { FRAGMENTS.get(key) } {
+            Some(fragments) => {
+                copy(fragments, into);
+                true
+            }
+            None => false,
+        }
+    }
+
+    #[inline(always)]
+    fn put_fragments(&self, key: &FragmentKey, value: &Fragments) {
+        // Those that follow one that cannot be remembered are left to the stack.
+        let _ = FRAGMENTS.insert(key, value, BPF_ANY.into());
+    }
+
+    #[inline(always)]
+    fn delete_fragments(&self, key: &FragmentKey) {
+        // Not there: nothing of this packet was translated before.
+        let _ = FRAGMENTS.remove(key);
     }
 
     #[inline(always)]

@@ -2,7 +2,7 @@
 
 use crate::maps;
 use aya_ebpf::bindings::{
-    __sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_FIB_LKUP_RET_FRAG_NEEDED,
+    __sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM, BPF_FIB_LKUP_RET_FRAG_NEEDED,
     BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, bpf_adj_room_mode, bpf_fib_lookup as FibParams,
     bpf_redir_neigh, bpf_redir_neigh__bindgen_ty_1, bpf_sock, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1,
     bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2,
@@ -68,17 +68,13 @@ impl<const L2: usize> Packet for Skb<L2> {
 
     #[inline(always)]
     fn store<T: bytemuck::Pod>(&mut self, offset: usize, value: &T) -> Option<()> {
-        // SAFETY: the helper reads `value` and checks the offset.
-        let failed = unsafe {
-            bpf_skb_store_bytes(
-                self.skb,
-                offset as u32,
-                core::ptr::from_ref(value).cast(),
-                size_of::<T>() as u32,
-                0,
-            )
-        };
-        if failed == 0 { Some(()) } else { None }
+        self.write(offset, value, 0)
+    }
+
+    #[inline(always)]
+    fn store_uncovered<T: bytemuck::Pod>(&mut self, offset: usize, value: &T) -> Option<()> {
+        // The sum that a network card made of the whole packet is kept right.
+        self.write(offset, value, BPF_F_RECOMPUTE_CSUM.into())
     }
 
     #[inline(always)]
@@ -121,6 +117,15 @@ impl<const L2: usize> Packet for Skb<L2> {
 }
 
 impl<const L2: usize> Skb<L2> {
+    #[inline(always)]
+    fn write<T: bytemuck::Pod>(&mut self, offset: usize, value: &T, flags: u64) -> Option<()> {
+        let value = core::ptr::from_ref(value).cast();
+        // SAFETY: the helper reads `value` and checks the offset.
+        let failed =
+            unsafe { bpf_skb_store_bytes(self.skb, offset as u32, value, size_of::<T>() as u32, flags) };
+        if failed == 0 { Some(()) } else { None }
+    }
+
     #[inline(always)]
     fn is_v6(&self) -> bool {
         // SAFETY: the context outlives the program's run.

@@ -120,7 +120,11 @@ fn ask_udp(ask: &Ask, answer: &mut Answer) -> io::Result<Identity> {
         match received {
             Ok((length, from)) => {
                 answer.peer = from.or(answer.peer);
-                return Ok(serde_json::from_slice(&buffer[..length])?);
+                let identity = serde_json::from_slice(&buffer[..length])?;
+                if ask.large > 0 {
+                    echo(&socket, ask, deadline)?;
+                }
+                return Ok(identity);
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 if Instant::now() >= deadline {
@@ -128,6 +132,26 @@ fn ask_udp(ask: &Ask, answer: &mut Answer) -> io::Result<Identity> {
                 }
             }
             Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Has a large datagram sent back, behind the pod's name. It is sent once: a lost fragment is a
+/// failure.
+fn echo(socket: &UdpSocket, ask: &Ask, deadline: Instant) -> io::Result<()> {
+    let sent: Vec<u8> = (0..ask.large).map(|n| n as u8).collect();
+    if ask.connected { socket.send(&sent) } else { socket.send_to(&sent, ask.to) }?;
+    let left = deadline.saturating_duration_since(Instant::now());
+    socket.set_read_timeout(Some(left.max(Duration::from_millis(1))))?;
+    let mut buffer = vec![0; 65_536];
+    loop {
+        let length = socket.recv(&mut buffer)?;
+        if buffer[..length].ends_with(&sent) {
+            return Ok(());
+        }
+        // A late answer to a question that was repeated.
+        if !buffer[..length].starts_with(b"{") {
+            return Err(io::Error::other(format!("{length} bytes that are not what was sent")));
         }
     }
 }

@@ -32,11 +32,13 @@ pub struct Ask {
     /// Source port; 0 leaves the choice to the kernel.
     pub from_port: u16,
     pub timeout_ms: u64,
+    /// UDP only: a datagram of so many bytes has to come back as well.
+    pub large: usize,
 }
 
 impl Ask {
     pub fn new(proto: Proto, to: SocketAddr) -> Self {
-        Self { proto, to, connected: false, from_port: 0, timeout_ms: 2_000 }
+        Self { proto, to, connected: false, from_port: 0, timeout_ms: 2_000, large: 0 }
     }
 
     #[must_use]
@@ -47,6 +49,11 @@ impl Ask {
     #[must_use]
     pub fn from_port(self, from_port: u16) -> Self {
         Self { from_port, ..self }
+    }
+
+    #[must_use]
+    pub fn large(self, large: usize) -> Self {
+        Self { large, ..self }
     }
 
     #[must_use]

@@ -154,6 +154,8 @@ pub mod timeout {
     pub const UDP: u32 = Ticks::in_seconds(120);
     /// UDP without one.
     pub const UDP_UNREPLIED: u32 = Ticks::in_seconds(30);
+    /// Fragments of one packet: as long as Linux waits for all of them in IPv4.
+    pub const FRAGMENTS: u32 = Ticks::in_seconds(30);
 }
 
 const _: () = assert!(size_of::<FlowKey>() == 40);

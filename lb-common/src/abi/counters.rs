@@ -56,7 +56,7 @@ reasons! {
         NotIp = "not_ip",
         /// A protocol that Services do not carry.
         OtherProtocol = "other_protocol",
-        /// A fragment without ports.
+        /// A fragment without ports, of no packet that was translated.
         Fragment = "fragment",
         /// Header fields contradict each other or the packet's length; left to the stack.
         Malformed = "malformed",
@@ -98,6 +98,10 @@ reasons! {
         UndefinedPort = "undefined_port",
         /// To an address out of the ranges of ClusterIPs that no Service has (S38).
         Unallocated = "unallocated",
+        /// A fragment without ports to a ClusterIP, and the first one of its packet has not come (S71).
+        LostFragment = "lost_fragment",
+        /// A fragment of a packet whose first one was refused or dropped.
+        RefusedFragment = "refused_fragment",
     }
 }
 

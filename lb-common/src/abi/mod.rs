@@ -31,6 +31,7 @@ mod backend;
 mod conntrack;
 mod counters;
 mod foreign;
+mod fragment;
 mod net;
 mod node;
 mod prefix;
@@ -42,6 +43,7 @@ pub use backend::{Backend, BackendFlags, BackendId};
 pub use conntrack::{Flow, FlowFlags, FlowKey, Ticks, timeout};
 pub use counters::{DropReason, PassReason, Reason, ServiceCounters};
 pub use foreign::{Foreign, ForeignFlags};
+pub use fragment::{FragmentFlags, FragmentKey, Fragments};
 pub use net::{Addr, Be16, Family, Proto};
 pub use node::{Device, NodeAddress, NodeConfig, NodeFlags, PortRange, Settings, SettingsFlags};
 pub use prefix::{Held, Prefix, PrefixSet, prefix_set};
@@ -66,6 +68,8 @@ pub mod map {
     pub const TRANSIENT: &str = "TRANSIENT";
     /// [`super::FlowKey`] → [`super::Foreign`]: flows that netfilter translates.
     pub const FOREIGN: &str = "FOREIGN";
+    /// [`super::FragmentKey`] → [`super::Fragments`]: packets that are in pieces.
+    pub const FRAGMENTS: &str = "FRAGMENTS";
     /// [`super::AffinityKey`] → [`super::Affinity`].
     pub const AFFINITY: &str = "AFFINITY";
     /// [`super::NetnsKey`] → [`super::Addr`]: the pod's address, learnt from its connections.
@@ -87,13 +91,14 @@ pub mod map {
     /// [`super::Prefix`] → [`super::Held`]: sets of addresses, looked up by the longest prefix.
     pub const PREFIXES: &str = "PREFIXES";
     /// Every map that outlives an agent.
-    pub const PINNED: [&str; 16] = [
+    pub const PINNED: [&str; 17] = [
         FRONTENDS,
         BACKENDS,
         TABLES,
         FLOWS,
         TRANSIENT,
         FOREIGN,
+        FRAGMENTS,
         AFFINITY,
         NETNS,
         SOCKETS,
@@ -119,6 +124,7 @@ pub mod capacity {
     pub const FLOWS: usize = 262_144;
     pub const TRANSIENT: usize = 65_536;
     pub const FOREIGN: usize = 262_144;
+    pub const FRAGMENTS: usize = 8_192;
     pub const AFFINITY: usize = 65_536;
     pub const NETNS: usize = 4_096;
     pub const SOCKETS: usize = 65_536;

@@ -17,7 +17,7 @@ pub use checksum::{Delta, fold, sum};
 pub use parse::{Fragment, Parsed, TcpFlags, parse};
 pub use quoted::{Ends, Quoted, quoted, rewrite_error};
 pub use refuse::{Answered, refuse};
-pub use rewrite::{Rewrite, rewrite};
+pub use rewrite::{Rewrite, rewrite, rewrite_later};
 
 use bytemuck::Pod;
 
@@ -42,6 +42,11 @@ pub trait Packet {
 
     /// Writes a value at `offset`; `None` past the end or when the frame cannot be written.
     fn store<T: Pod>(&mut self, offset: usize, value: &T) -> Option<()>;
+
+    /// The same where no checksum of the packet's own makes up for the change.
+    fn store_uncovered<T: Pod>(&mut self, offset: usize, value: &T) -> Option<()> {
+        self.store(offset, value)
+    }
 
     /// Corrects the transport checksum at `offset` for changed addresses (`pseudo`) and
     /// changed transport fields (`fields`). For UDP a zero sum stays zero, and one that

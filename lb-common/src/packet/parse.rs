@@ -36,9 +36,11 @@ pub enum Fragment {
     Whole,
     /// Carries the ports; others follow.
     First,
+    /// Has no ports; those of its tuple mean nothing.
+    Later,
 }
 
-/// A TCP or UDP packet, as far as the path needs it beside its tuple.
+/// A TCP or UDP packet, or a piece of any, as far as the path needs it beside its tuple.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Parsed {
     /// Offset of the IP header.
@@ -100,6 +102,9 @@ const ETHERTYPE_V6: u16 = 0x86dd_u16.to_be();
 const TCP_HEADER: usize = 20;
 const UDP_HEADER: usize = 8;
 const V6_HEADER: usize = 40;
+/// The extension header of fragments, which has one length.
+const FRAGMENT: u8 = 44;
+const FRAGMENT_HEADER: usize = 8;
 /// Extension headers that are walked, and how far: more than any host sends, and a bound
 /// that the verifier can see.
 const MAX_EXTENSIONS: usize = 6;
@@ -113,15 +118,17 @@ struct Network {
     /// End of the IP packet; the frame may be longer (padding).
     end: usize,
     more_fragments: bool,
+    later_fragment: bool,
     options: bool,
 }
 
-/// Reads the headers of a frame, its tuple into `tuple` (whose padding is zero and stays so).
+/// Reads the headers of a frame, its tuple into `tuple` (whose padding is zero and stays so), and
+/// of a fragment the identification into `id`: what all fragments of its packet have in common.
 ///
 /// # Errors
 /// The reason to leave the frame to the stack; `tuple` is then of no use.
 #[inline(always)]
-pub fn parse<P: Packet>(packet: &P, tuple: &mut FlowKey) -> Result<Parsed, PassReason> {
+pub fn parse<P: Packet>(packet: &P, tuple: &mut FlowKey, id: &mut u32) -> Result<Parsed, PassReason> {
     let l3 = packet.link_header();
     let v4 = if l3 == 0 {
         match packet.load::<[u8; 2]>(0) {
@@ -136,7 +143,7 @@ pub fn parse<P: Packet>(packet: &P, tuple: &mut FlowKey) -> Result<Parsed, PassR
             _ => return Err(PassReason::NotIp),
         }
     };
-    let network = if v4 { ipv4(packet, l3, tuple)? } else { ipv6(packet, l3, tuple)? };
+    let network = if v4 { ipv4(packet, l3, tuple, id)? } else { ipv6(packet, l3, tuple, id)? };
     let (l4, end) = (network.l4, network.end);
     tuple.proto = Proto(network.proto);
     let mut parsed = Parsed {
@@ -149,6 +156,12 @@ pub fn parse<P: Packet>(packet: &P, tuple: &mut FlowKey) -> Result<Parsed, PassR
         ttl: network.ttl,
         options: network.options,
     };
+    if network.later_fragment {
+        parsed.fragment = Fragment::Later;
+        tuple.source_port = Be16::from_wire(0);
+        tuple.destination_port = Be16::from_wire(0);
+        return Ok(parsed);
+    }
     match Proto(network.proto) {
         Proto::TCP => {
             if l4 + TCP_HEADER > end {
@@ -217,7 +230,8 @@ pub(super) fn quoted_v4<P: Packet>(packet: &P, l3: usize, tuple: &mut FlowKey) -
     ports(packet, l3 + header, ip.proto)
 }
 
-/// The same of an IPv6 header without extensions.
+/// The same of an IPv6 header without extensions, but for that of a first fragment: "too big" is
+/// about fragments as well.
 #[inline(always)]
 pub(super) fn quoted_v6<P: Packet>(packet: &P, l3: usize, tuple: &mut FlowKey) -> Option<QuotedPorts> {
     let ip: Ipv6 = packet.load(l3)?;
@@ -226,7 +240,14 @@ pub(super) fn quoted_v6<P: Packet>(packet: &P, l3: usize, tuple: &mut FlowKey) -
     if u32::from_be(ip.version_class) >> 28 != 6 || tuple.source.is_v4() || tuple.destination.is_v4() {
         return None;
     }
-    ports(packet, l3 + V6_HEADER, ip.next)
+    if ip.next != FRAGMENT {
+        return ports(packet, l3 + V6_HEADER, ip.next);
+    }
+    let [next, _, high, low]: [u8; 4] = packet.load(l3 + V6_HEADER)?;
+    if u16::from_be_bytes([high, low]) & 0xfff8 != 0 {
+        return None;
+    }
+    ports(packet, l3 + V6_HEADER + FRAGMENT_HEADER, next)
 }
 
 #[inline(always)]
@@ -240,7 +261,7 @@ fn ports<P: Packet>(packet: &P, l4: usize, proto: u8) -> Option<QuotedPorts> {
 }
 
 #[inline(always)]
-fn ipv4<P: Packet>(packet: &P, l3: usize, tuple: &mut FlowKey) -> Result<Network, PassReason> {
+fn ipv4<P: Packet>(packet: &P, l3: usize, tuple: &mut FlowKey, id: &mut u32) -> Result<Network, PassReason> {
     let ip: Ipv4 = packet.load(l3).ok_or(PassReason::Malformed)?;
     let header = ((ip.version_ihl & 0xf) as usize) * 4;
     let available = packet.len() - l3;
@@ -253,8 +274,8 @@ fn ipv4<P: Packet>(packet: &P, l3: usize, tuple: &mut FlowKey) -> Result<Network
         return Err(PassReason::Malformed);
     }
     let fragment = u16::from_be(ip.fragment);
-    if fragment & 0x1fff != 0 {
-        return Err(PassReason::Fragment);
+    if fragment & 0x3fff != 0 {
+        *id = ip.id.into();
     }
     tuple.source = Addr::from_v4_word(ip.source);
     tuple.destination = Addr::from_v4_word(ip.destination);
@@ -264,12 +285,13 @@ fn ipv4<P: Packet>(packet: &P, l3: usize, tuple: &mut FlowKey) -> Result<Network
         l4: l3 + header,
         end: l3 + total,
         more_fragments: fragment & 0x2000 != 0,
+        later_fragment: fragment & 0x1fff != 0,
         options: header > 20,
     })
 }
 
 #[inline(always)]
-fn ipv6<P: Packet>(packet: &P, l3: usize, tuple: &mut FlowKey) -> Result<Network, PassReason> {
+fn ipv6<P: Packet>(packet: &P, l3: usize, tuple: &mut FlowKey, id: &mut u32) -> Result<Network, PassReason> {
     let ip: Ipv6 = packet.load(l3).ok_or(PassReason::Malformed)?;
     let available = packet.len() - l3;
     let total = match u16::from_be(ip.payload_len) as usize {
@@ -282,10 +304,10 @@ fn ipv6<P: Packet>(packet: &P, l3: usize, tuple: &mut FlowKey) -> Result<Network
     }
     let mut next = ip.next;
     let mut skip = 0usize;
-    let mut more_fragments = false;
+    let (mut more_fragments, mut later_fragment) = (false, false);
     for _ in 0..MAX_EXTENSIONS {
         // Hop-by-hop, routing, fragment, destination options; anything else ends the walk.
-        if next != 0 && next != 43 && next != 44 && next != 60 {
+        if next != 0 && next != 43 && next != FRAGMENT && next != 60 {
             break;
         }
         let at = l3 + V6_HEADER + skip;
@@ -294,13 +316,17 @@ fn ipv6<P: Packet>(packet: &P, l3: usize, tuple: &mut FlowKey) -> Result<Network
         }
         let head: [u8; 4] = packet.load(at).ok_or(PassReason::Malformed)?;
         let [following, length, high, low] = head;
-        if next == 44 {
+        if next == FRAGMENT {
             let fragment = u16::from_be_bytes([high, low]);
+            *id = packet.load(at + 4).ok_or(PassReason::Malformed)?;
+            skip += FRAGMENT_HEADER;
             if fragment & 0xfff8 != 0 {
-                return Err(PassReason::Fragment);
+                // What follows is no header.
+                later_fragment = true;
+                next = following;
+                break;
             }
             more_fragments |= fragment & 1 != 0;
-            skip += 8;
         } else {
             // Segments left: the destination is a stop on the way, and the checksum covers
             // another (RFC 8200 4.4, 8.1).
@@ -326,6 +352,7 @@ fn ipv6<P: Packet>(packet: &P, l3: usize, tuple: &mut FlowKey) -> Result<Network
         l4: l3 + V6_HEADER + skip,
         end: l3 + total,
         more_fragments,
+        later_fragment,
         options: skip > 0,
     })
 }

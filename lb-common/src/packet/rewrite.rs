@@ -30,6 +30,28 @@ pub fn rewrite<P: Packet>(packet: &mut P, parsed: &Parsed, change: Rewrite<'_>) 
     packet.store(parsed.l4, &[new.source_port.wire(), new.destination_port.wire()])
 }
 
+/// Writes the addresses, and hop limit, of a fragment that has no transport header.
+#[inline(always)]
+pub fn rewrite_later<P: Packet>(
+    packet: &mut P,
+    l3: usize,
+    old: (&Addr, &Addr),
+    new: (&Addr, &Addr),
+    hop: bool,
+) -> Option<()> {
+    if old.0.is_v4() {
+        // The header's sum makes up for all that changes in it.
+        return addresses(packet, l3, old, new, hop).map(|_| ());
+    }
+    packet.store_uncovered(l3 + 8, new.0)?;
+    packet.store_uncovered(l3 + 24, new.1)?;
+    if hop {
+        let [next, hops]: [u8; 2] = packet.load(l3 + 6)?;
+        packet.store_uncovered(l3 + 6, &[next, hops.wrapping_sub(1)])?;
+    }
+    Some(())
+}
+
 /// Writes the addresses of the network header at `l3`, and its hop limit less one where it makes
 /// a hop; an IPv4 header's own sum with them. Answers by how much the addresses differ.
 #[inline(always)]

@@ -232,7 +232,7 @@ fn open<T: Tables, N: Network>(
     scratch: &mut Scratch,
     from: Origin,
 ) -> Option<DropReason> {
-    let Scratch { own, pair, rival, rival_pair, new, frontend } = scratch;
+    let Scratch { own, pair, rival, rival_pair, new, frontend, .. } = scratch;
     if table_for(frontend, from).count == 0 {
         let drops = match from {
             Origin::Inside => FrontendFlags::INSIDE_DROPS,

@@ -12,6 +12,7 @@ mod error;
 mod flows;
 mod foreign;
 mod forward;
+mod fragment;
 mod orphan;
 mod reply;
 mod select;
@@ -22,11 +23,12 @@ pub use select::{Choice, flow_hash, split};
 
 use crate::abi::{
     Addr, Affinity, AffinityKey, Backend, BackendId, Be16, Device, DropReason, Flow, FlowKey, Foreign,
-    Frontend, FrontendFlags, FrontendKey, Held, NodeAddress, NodeConfig, PassReason, Peer, PrefixSet, Proto,
-    Reason, ServiceId, Settings, Ticks, prefix_set,
+    FragmentKey, Fragments, Frontend, FrontendFlags, FrontendKey, Held, NodeAddress, NodeConfig, PassReason,
+    Peer, PrefixSet, Proto, Reason, ServiceId, Settings, Ticks, prefix_set,
 };
-use crate::packet::{Answered, Packet, Parsed, TcpFlags, parse, refuse};
+use crate::packet::{Answered, Fragment, Packet, Parsed, TcpFlags, parse, refuse};
 use bytemuck::{Pod, Zeroable};
+use fragment::Side;
 
 /// A flow entry in working memory.
 #[repr(C)]
@@ -51,6 +53,9 @@ pub struct Scratch {
     /// What the tuple becomes.
     pub new: FlowKey,
     pub frontend: Frontend,
+    /// A fragment's packet, and what became of its first one.
+    pub fragment: FragmentKey,
+    pub follow: Fragments,
 }
 
 impl Default for Scratch {
@@ -107,6 +112,11 @@ pub trait Tables {
     /// What is known of a flow of netfilter's, by the tuple of one of its directions.
     fn foreign(&self, tuple: &FlowKey) -> Option<Foreign>;
 
+    /// Copies to `into` what became of a packet's first fragment; false when that is not known.
+    fn fragments(&self, key: &FragmentKey, into: &mut Fragments) -> bool;
+    fn put_fragments(&self, key: &FragmentKey, value: &Fragments);
+    fn delete_fragments(&self, key: &FragmentKey);
+
     /// Monotonic time; coarse is fine (a few ms).
     fn nanos(&self) -> u64;
     fn random(&self) -> u32;
@@ -162,6 +172,12 @@ pub enum Verdict {
 }
 
 impl Verdict {
+    /// Whether the packet goes no further.
+    #[inline(always)]
+    const fn refuses(self) -> bool {
+        matches!(self, Self::Answer(_) | Self::Drop(_))
+    }
+
     /// Its counter.
     #[inline(always)]
     pub const fn slot(self) -> u32 {
@@ -189,10 +205,13 @@ pub fn ingress<P: Packet, T: Tables, N: Network>(
     scratch: &mut Scratch,
     from: Origin,
 ) -> Verdict {
-    let parsed = match parse(packet, &mut scratch.own.key) {
+    let parsed = match parse(packet, &mut scratch.own.key, &mut scratch.fragment.id) {
         Ok(parsed) => parsed,
         Err(reason) => return Verdict::Pass(reason),
     };
+    if parsed.fragment == Fragment::Later {
+        return fragment::ingress(packet, &parsed, tables, network, scratch);
+    }
     if is_icmp(scratch.own.key.proto) {
         return error::ingress(packet, &parsed, tables, network, scratch);
     }
@@ -218,7 +237,11 @@ pub fn ingress<P: Packet, T: Tables, N: Network>(
             Step::Done(Verdict::Pass(PassReason::NoService))
         };
     match step {
-        Step::Deliver(reason) => forward::deliver(packet, &parsed, network, scratch, reason),
+        Step::Deliver(reason) => {
+            let verdict = forward::deliver(packet, &parsed, network, scratch, reason);
+            fragment::translated(tables, &parsed, scratch, Side::Ingress, verdict.refuses());
+            verdict
+        }
         Step::Done(verdict) => {
             if parsed.tcp.opens() && verdict == Verdict::Pass(PassReason::NoService) {
                 flows::forget_closed_reply(
@@ -228,6 +251,7 @@ pub fn ingress<P: Packet, T: Tables, N: Network>(
                     &mut scratch.rival_pair,
                 );
             }
+            fragment::untranslated(tables, &parsed, scratch, Side::Ingress, verdict.refuses());
             verdict
         }
     }
@@ -236,7 +260,10 @@ pub fn ingress<P: Packet, T: Tables, N: Network>(
 /// A packet leaves.
 #[inline(always)]
 pub fn egress<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Scratch) -> Verdict {
-    match parse(packet, &mut scratch.own.key) {
+    match parse(packet, &mut scratch.own.key, &mut scratch.fragment.id) {
+        Ok(parsed) if parsed.fragment == Fragment::Later => {
+            fragment::egress(packet, &parsed, tables, scratch)
+        }
         Ok(parsed) if is_icmp(scratch.own.key.proto) => error::egress(packet, &parsed, tables, scratch),
         Ok(parsed) => reply::egress(packet, &parsed, tables, scratch),
         Err(reason) => Verdict::Pass(reason),
@@ -253,10 +280,14 @@ pub fn early<P: Packet, T: Tables, N: Network>(
     network: &N,
     scratch: &mut Scratch,
 ) -> Verdict {
-    let parsed = match parse(packet, &mut scratch.own.key) {
+    let parsed = match parse(packet, &mut scratch.own.key, &mut scratch.fragment.id) {
         Ok(parsed) => parsed,
         Err(reason) => return Verdict::Pass(reason),
     };
+    // What is in pieces is seen whole by one hook, in the order in which it came.
+    if parsed.fragment != Fragment::Whole {
+        return Verdict::Pass(PassReason::LeftToTc);
+    }
     if is_icmp(scratch.own.key.proto) {
         return Verdict::Pass(PassReason::OtherProtocol);
     }

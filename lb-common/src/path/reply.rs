@@ -1,5 +1,6 @@
 //! Backend to client.
 
+use super::fragment::{self, Side};
 use super::{Network, Place, Scratch, Tables, Verdict, flows, forward};
 use crate::abi::{FlowFlags, PassReason};
 use crate::packet::{Packet, Parsed, Rewrite};
@@ -40,15 +41,24 @@ pub(super) fn egress<P: Packet, T: Tables>(
     tables: &T,
     scratch: &mut Scratch,
 ) -> Verdict {
-    let Scratch { own, pair, new, .. } = scratch;
-    let Some(place) = flows::find(tables, &own.key, &mut own.flow) else {
-        return Verdict::Pass(PassReason::NoService);
+    let place = match flows::find(tables, &scratch.own.key, &mut scratch.own.flow) {
+        Some(place) if keeps_its_client(scratch.own.flow.flags) => place,
+        _ => {
+            fragment::untranslated(tables, parsed, scratch, Side::Egress, false);
+            return Verdict::Pass(PassReason::NoService);
+        }
     };
-    if !own.flow.flags.has(FlowFlags::REPLY) || own.flow.flags.has(FlowFlags::SNAT) {
-        return Verdict::Pass(PassReason::NoService);
-    }
+    let Scratch { own, pair, new, .. } = scratch;
     flows::seen(tables, &own.key, parsed, place, &mut own.flow, pair);
     new.set_translated(&own.flow, own.key.proto);
     let change = Rewrite { from: &own.key, to: new, hop: false };
-    forward::rewritten(packet, parsed, change, Verdict::Pass(PassReason::Reply))
+    let verdict = forward::rewritten(packet, parsed, change, Verdict::Pass(PassReason::Reply));
+    fragment::translated(tables, parsed, scratch, Side::Egress, verdict.refuses());
+    verdict
+}
+
+/// Whether an entry turns what leaves.
+#[inline(always)]
+const fn keeps_its_client(flags: FlowFlags) -> bool {
+    flags.has(FlowFlags::REPLY) && !flags.has(FlowFlags::SNAT)
 }

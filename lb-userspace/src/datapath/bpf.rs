@@ -11,9 +11,9 @@ use crate::plan::op::Op;
 use anyhow::{Context, Result};
 use aya::maps::{Array, Map, MapData, PerCpuArray};
 use lb_common::abi::{
-    Addr, Affinity, AffinityKey, Backend, BackendFlags, BackendId, Device, Flow, FlowKey, Foreign, Frontend,
-    FrontendKey, NodeAddress, NodeConfig, Proto, Reason, ServiceCounters, ServiceId, TABLE_BLOCK, Table,
-    Ticks, map, prefix_set,
+    Addr, Affinity, AffinityKey, Backend, BackendFlags, BackendId, Device, Flow, FlowKey, Foreign,
+    FragmentKey, Fragments, Frontend, FrontendKey, NodeAddress, NodeConfig, Proto, Reason, ServiceCounters,
+    ServiceId, TABLE_BLOCK, Table, Ticks, map, prefix_set,
 };
 use std::collections::BTreeMap;
 use std::os::fd::AsFd;
@@ -32,6 +32,7 @@ pub struct Bpf {
     flows: Hash<FlowKey, Flow>,
     transient: Hash<FlowKey, Flow>,
     foreign: Hash<FlowKey, Foreign>,
+    fragments: Hash<FragmentKey, Fragments>,
     affinity: Hash<AffinityKey, Affinity>,
     addresses: Hash<Addr, NodeAddress>,
     devices: Hash<u32, Device>,
@@ -84,6 +85,7 @@ impl Bpf {
         };
         Ok(Self {
             foreign: hash(&mut loaded, map::FOREIGN)?,
+            fragments: hash(&mut loaded, map::FRAGMENTS)?,
             affinity: hash(&mut loaded, map::AFFINITY)?,
             addresses: hash(&mut loaded, map::NODE_ADDRESSES)?,
             devices: hash(&mut loaded, map::DEVICES)?,

@@ -522,6 +522,7 @@ fn check_layout(ebpf: &mut Ebpf) -> Result<()> {
         (map::FLOWS, pair::<a::FlowKey, a::Flow>()),
         (map::TRANSIENT, pair::<a::FlowKey, a::Flow>()),
         (map::FOREIGN, pair::<a::FlowKey, a::Foreign>()),
+        (map::FRAGMENTS, pair::<a::FragmentKey, a::Fragments>()),
         (map::AFFINITY, pair::<a::AffinityKey, a::Affinity>()),
         (map::SOCKETS, pair::<a::SocketKey, a::SocketPeer>()),
         (map::NETNS, pair::<a::NetnsKey, a::Addr>()),

@@ -245,6 +245,22 @@ impl Packet {
         })
     }
 
+    /// The fragment that follows so many bytes of the transport header and payload: it has no
+    /// ports of its own.
+    #[must_use]
+    pub fn later_fragment(&self, behind: usize) -> Self {
+        let rest = self.transport().split_off(behind);
+        let (proto, offset) = (self.protocol(), (behind / 8) as u16);
+        self.with(|p| {
+            (p.body, p.payload) = (Body::Other(proto), rest);
+            if p.from.is_ipv4() {
+                p.fragment = offset;
+            } else {
+                p.extensions.push(Extension::Fragment(offset, false));
+            }
+        })
+    }
+
     /// Bytes of the whole frame.
     pub fn bytes(&self) -> Vec<u8> {
         let mut transport = self.transport();

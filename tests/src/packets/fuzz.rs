@@ -150,6 +150,8 @@ struct Speaker<'a> {
     chance: Chance,
     talks: Vec<Talk>,
     fronts: &'a [Front],
+    /// Pieces of packets whose first ones are under way.
+    pieces: Vec<Frame>,
 }
 
 impl Speaker<'_> {
@@ -158,8 +160,17 @@ impl Speaker<'_> {
             let talk = self.begin();
             self.talks.push(talk);
         }
+        if !self.pieces.is_empty() && self.chance.one_in(2) {
+            let index = self.chance.below(self.pieces.len());
+            // The network doubles one now and then.
+            let double = self.chance.one_in(4);
+            return if double { self.pieces[index].clone() } else { self.pieces.swap_remove(index) };
+        }
         let index = self.chance.below(self.talks.len());
         let (hook, packet) = self.speak(index, model);
+        if packet.payload.len() > 8 && self.chance.one_in(6) {
+            return self.cut(hook, packet);
+        }
         let packet = if self.chance.one_in(3) { self.mutate(packet) } else { packet };
         let mut bytes = packet.bytes();
         if self.chance.one_in(25) {
@@ -240,6 +251,20 @@ impl Speaker<'_> {
             hook,
             tcp(&ends.0, &ends.1, flags).seq(seq).ack(if flags == "S" { 0 } else { ack }).payload(&payload),
         )
+    }
+
+    /// Sends a packet in two pieces: one of them now, the other one later, or not at all.
+    fn cut(&mut self, hook: Hook, mut packet: Packet) -> Frame {
+        packet.id = self.chance.below(3) as u16;
+        let length = packet.bytes().len() - if packet.from.is_ipv4() { 34 } else { 54 };
+        let keep = 8 * (1 + self.chance.below((length - 1) / 8));
+        let mut pieces = [packet.first_fragment(keep), packet.later_fragment(keep)];
+        if self.chance.one_in(8) {
+            pieces.reverse();
+        }
+        let [now, then] = pieces.map(|piece| (hook, piece.bytes()));
+        self.pieces.push(then);
+        now
     }
 
     /// Wrong, or at least unusual, in one place.
@@ -337,7 +362,8 @@ fn speak(
     seed: u64,
     frames: &mut Vec<Frame>,
 ) -> Result<()> {
-    let mut speaker = Speaker { chance: Chance::new(seed), talks: Vec::new(), fronts: &stage.fronts };
+    let mut speaker =
+        Speaker { chance: Chance::new(seed), talks: Vec::new(), fronts: &stage.fronts, pieces: Vec::new() };
     for _ in 0..LENGTH {
         frames.push(speaker.next(model));
         if let Some((hook, frame)) = frames.last() {

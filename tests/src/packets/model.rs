@@ -13,7 +13,7 @@ use super::show::Read;
 use super::world::{NODE4, NODE6};
 use anyhow::{Context, Result, bail, ensure};
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 /// From, to, protocol.
 type Tuple = (SocketAddr, SocketAddr, u8);
@@ -43,7 +43,19 @@ pub struct Model {
     fronts: Vec<Front>,
     snat: Vec<(u16, u16)>,
     flows: BTreeMap<Tuple, Seen>,
+    /// What became of first fragments that were not left alone.
+    firsts: BTreeMap<(bool, Piece), First>,
     pub translated: u64,
+}
+
+/// What the fragments of a packet have in common: addresses, identification, protocol (IPv4).
+type Piece = (IpAddr, IpAddr, u32, u8);
+
+/// What those that follow a first fragment share with it.
+#[derive(Clone, Copy, Debug)]
+enum First {
+    Refused,
+    Became { from: IpAddr, to: IpAddr, hop: bool },
 }
 
 /// A packet that a translation may be about.
@@ -57,12 +69,13 @@ struct Whole {
 
 impl Model {
     pub const fn new(fronts: Vec<Front>, snat: Vec<(u16, u16)>) -> Self {
-        Self { fronts, snat, flows: BTreeMap::new(), translated: 0 }
+        Self { fronts, snat, flows: BTreeMap::new(), firsts: BTreeMap::new(), translated: 0 }
     }
 
     /// Forgets all flows.
     pub fn forget(&mut self) {
         self.flows.clear();
+        self.firsts.clear();
     }
 
     /// How a flow's packets arrive at the backend, if one was seen.
@@ -80,6 +93,31 @@ impl Model {
     /// # Errors
     /// With the reason why not.
     pub fn judge(&mut self, hook: Hook, input: &[u8], outcome: &Outcome) -> Result<()> {
+        let leaves = hook == Hook::Egress;
+        let piece = piece(input);
+        if let Some((piece, true)) = piece
+            && let Some(&first) = self.firsts.get(&(leaves, piece))
+        {
+            self.translated += 1;
+            return followed(input, outcome, first);
+        }
+        self.judge_whole(hook, input, outcome)?;
+        if let (Some((piece, false)), Some(before)) = (piece, whole(input)) {
+            let after = if outcome.code == Code::Drop { None } else { whole(&outcome.bytes) };
+            let first = after.map_or(First::Refused, |after| First::Became {
+                from: after.read.from,
+                to: after.read.to,
+                hop: before.read.ttl != after.read.ttl,
+            });
+            self.firsts.remove(&(leaves, piece));
+            if outcome.code == Code::Drop || outcome.bytes != input {
+                self.firsts.insert((leaves, piece), first);
+            }
+        }
+        Ok(())
+    }
+
+    fn judge_whole(&mut self, hook: Hook, input: &[u8], outcome: &Outcome) -> Result<()> {
         let Some(packet) = whole(input) else {
             ensure!(outcome.code == Code::Pass, "not a packet that is ours, but {:?}", outcome.code);
             return untouched(input, outcome);
@@ -218,6 +256,86 @@ fn ensure_no_beginning(packet: &Whole) -> Result<()> {
     let no_beginning = packet.read.proto == 6 && (packet.flags & 4 != 0 || packet.flags & 0x12 == 0x12);
     ensure!(no_beginning, "a packet for a frontend was left alone");
     Ok(())
+}
+
+/// Whether a fragment without ports went where the first one of its packet did.
+fn followed(input: &[u8], outcome: &Outcome, first: First) -> Result<()> {
+    let First::Became { from, to, hop } = first else {
+        ensure!(outcome.code == Code::Drop, "the first one was refused, but {:?}", outcome.code);
+        return Ok(());
+    };
+    let read = Read::new(input, 14).context("no fragment")?;
+    if hop && read.ttl <= 1 {
+        ensure!(outcome.code == Code::Drop, "its hop limit was used up");
+        return Ok(());
+    }
+    ensure!(outcome.code == if hop { Code::Redirect } else { Code::Pass }, "{:?}", outcome.code);
+    let mut expected = input.to_vec();
+    match (from, to) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => {
+            expected[22] -= u8::from(hop);
+            expected[26..30].copy_from_slice(&from.octets());
+            expected[30..34].copy_from_slice(&to.octets());
+            let out = outcome.bytes.get(24..26).context("cut off")?;
+            expected[24..26].copy_from_slice(out);
+            let old = read.header_sums(input).context("no sum")?;
+            let new = read.header_sums(&expected).context("no sum")?;
+            ensure!(same_error(old, new), "header sum {old:04x?} became {new:04x?}");
+        }
+        (IpAddr::V6(from), IpAddr::V6(to)) => {
+            expected[21] -= u8::from(hop);
+            expected[22..38].copy_from_slice(&from.octets());
+            expected[38..54].copy_from_slice(&to.octets());
+        }
+        _ => bail!("{from} and {to} are of two families"),
+    }
+    ensure!(expected == outcome.bytes, "bytes of a fragment changed that are not ours");
+    Ok(())
+}
+
+/// Whose piece a fragment is, and whether it is a later one.
+fn piece(frame: &[u8]) -> Option<(Piece, bool)> {
+    let word = |at: usize| Some(u16::from_be_bytes([*frame.get(at)?, *frame.get(at + 1)?]));
+    if word(12)? == 0x0800 {
+        let read = Read::new(frame, 14).filter(|read| read.from.is_ipv4())?;
+        let fragment = word(20)?;
+        let piece = (read.from, read.to, u32::from(word(18)?), read.proto);
+        return (fragment & 0x3fff != 0).then_some((piece, fragment & 0x1fff != 0));
+    }
+    if word(12)? != 0x86dd || frame.get(14)? >> 4 != 6 {
+        return None;
+    }
+    let end = 54 + usize::from(word(18)?);
+    let address = |at: usize| Some(Ipv6Addr::from(<[u8; 16]>::try_from(frame.get(at..at + 16)?).ok()?));
+    let (from, to) = (address(22)?, address(38)?);
+    if end > frame.len() || from.to_ipv4_mapped().is_some() || to.to_ipv4_mapped().is_some() {
+        return None;
+    }
+    let (mut next, mut at, mut more, mut id) = (*frame.get(20)?, 54, false, 0);
+    for _ in 0..6 {
+        if !matches!(next, 0 | 43 | 44 | 60) {
+            break;
+        }
+        let head: [u8; 8] = frame.get(at..at + 8).filter(|_| at + 8 <= end)?.try_into().ok()?;
+        if next == 44 {
+            let fragment = u16::from_be_bytes([head[2], head[3]]);
+            id = u32::from_be_bytes([head[4], head[5], head[6], head[7]]);
+            if fragment >> 3 != 0 {
+                return Some(((from.into(), to.into(), id, 0), true));
+            }
+            more |= fragment & 1 != 0;
+            at += 8;
+        } else if next == 43 && head[3] != 0 {
+            return None;
+        } else {
+            at += 8 + usize::from(head[1]) * 8;
+        }
+        if at - 54 > 256 {
+            return None;
+        }
+        next = head[0];
+    }
+    more.then_some(((from.into(), to.into(), id, 0), false))
 }
 
 /// A TCP or UDP packet with ports whose headers do not contradict each other.

@@ -9,6 +9,7 @@ mod connected;
 mod differential;
 mod explain;
 mod flood;
+mod fragments;
 mod full;
 mod health_check;
 mod ingress;

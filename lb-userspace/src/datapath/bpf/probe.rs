@@ -3,7 +3,7 @@
 
 use super::{Bpf, Hash, sys};
 use anyhow::{Context, Result, ensure};
-use lb_common::abi::{Flow, FlowKey, Ticks};
+use lb_common::abi::{Flow, FlowKey, Fragments, Ticks};
 
 impl Bpf {
     /// Runs one of the packet programs on a frame, through the kernel's test-run.
@@ -31,6 +31,7 @@ impl Bpf {
     pub fn forget(&mut self) -> Result<()> {
         clear(&mut self.flows)?;
         clear(&mut self.transient)?;
+        clear(&mut self.fragments)?;
         clear(&mut self.affinity)
     }
 
@@ -47,6 +48,10 @@ impl Bpf {
                 let seen = Ticks(flow.seen.0.checked_sub(ticks).context(young)?);
                 map.put(&key, &Flow { seen, ..flow })?;
             }
+        }
+        for (key, fragments) in entries(&self.fragments)? {
+            let seen = Ticks(fragments.seen.0.checked_sub(ticks).context(young)?);
+            self.fragments.put(&key, &Fragments { seen, ..fragments })?;
         }
         ensure!(sys::monotonic_nanos() > nanos, young);
         for (key, mut affinity) in entries(&self.affinity)? {

@@ -5,9 +5,10 @@
 
 use super::Sim;
 use lb_common::abi::{
-    Addr, Affinity, AffinityKey, Backend, BackendId, Be16, Device, Flow, FlowKey, Foreign, Frontend,
-    FrontendKey, Held, NetnsKey, NodeAddress, NodeConfig, NodeFlags, Peer, PortRange, PrefixSet, Proto,
-    Reason, ServiceCounters, ServiceId, Settings, SettingsFlags, SocketKey, SocketPeer,
+    Addr, Affinity, AffinityKey, Backend, BackendId, Be16, Device, Flow, FlowKey, Foreign, FragmentKey,
+    Fragments, Frontend, FrontendKey, Held, NetnsKey, NodeAddress, NodeConfig, NodeFlags, Peer, PortRange,
+    PrefixSet, Proto, Reason, ServiceCounters, ServiceId, Settings, SettingsFlags, SocketKey, SocketPeer,
+    capacity,
 };
 use lb_common::path::socket::Sockets;
 use lb_common::path::{Network, NoRoute, Place, Route, ServiceCount, Tables};
@@ -26,6 +27,7 @@ pub struct Memory {
     pub transient: RefCell<BTreeMap<FlowKey, (u64, Flow)>>,
     uses: Cell<u64>,
     pub foreign: BTreeMap<FlowKey, Foreign>,
+    pub fragments: RefCell<BTreeMap<FragmentKey, Fragments>>,
     pub affinity: RefCell<BTreeMap<AffinityKey, Affinity>>,
     pub datagrams: RefCell<BTreeMap<SocketKey, SocketPeer>>,
     /// Addresses learnt for pods.
@@ -58,6 +60,7 @@ impl Default for Memory {
             transient: RefCell::default(),
             uses: Cell::new(0),
             foreign: BTreeMap::new(),
+            fragments: RefCell::default(),
             affinity: RefCell::default(),
             datagrams: RefCell::default(),
             pods: RefCell::default(),
@@ -205,6 +208,25 @@ impl Tables for Sim {
 
     fn foreign(&self, tuple: &FlowKey) -> Option<Foreign> {
         self.memory.foreign.get(tuple).copied()
+    }
+
+    fn fragments(&self, key: &FragmentKey, into: &mut Fragments) -> bool {
+        self.memory.fragments.borrow().get(key).inspect(|fragments| *into = **fragments).is_some()
+    }
+
+    fn put_fragments(&self, key: &FragmentKey, value: &Fragments) {
+        let mut fragments = self.memory.fragments.borrow_mut();
+        if fragments.len() >= capacity::FRAGMENTS && !fragments.contains_key(key) {
+            let oldest = fragments.iter().min_by_key(|(_, value)| value.seen).map(|(key, _)| *key);
+            if let Some(oldest) = oldest {
+                fragments.remove(&oldest);
+            }
+        }
+        fragments.insert(*key, *value);
+    }
+
+    fn delete_fragments(&self, key: &FragmentKey) {
+        self.memory.fragments.borrow_mut().remove(key);
     }
 
     fn nanos(&self) -> u64 {

@@ -12,6 +12,7 @@ pub(super) fn rows() -> Vec<Row> {
     for family in [V4, V6] {
         rows.extend([towards_the_backend(&family), towards_the_client(&family)]);
         rows.extend([from_a_local_backend(&family), to_a_pod(&family), strangers(&family)]);
+        rows.push(about_a_fragment(&family));
     }
     rows
 }
@@ -57,6 +58,26 @@ fn error(from: &str, to: &str, says: Says, about: &Packet, quote: usize) -> Pack
 /// An address of the family with a port that means nothing.
 fn router(family: &Family) -> &'static str {
     if family.name == "v4" { "198.51.100.1:0" } else { "[2001:db8:ffff::1]:0" }
+}
+
+/// A datagram in pieces meets a narrow link behind this node. Of a later piece nothing says whose
+/// it is.
+fn about_a_fragment(family: &Family) -> Row {
+    let mut row = named("too big for the backend's side, in pieces", family);
+    row.service(family.service(Proto::UDP).remote(family.remote));
+    let whole = udp(family.client, family.node_port).payload(&[7; 1400]);
+    let [first, later] = [whole.first_fragment(1000), whole.later_fragment(1000)];
+    let asked = |piece: &Packet| piece.from(family.source).to(family.remote).ttl(63);
+    row.outside(&first).redirected(PassReason::NewFlow, ETH0, &asked(&first));
+    row.outside(&later).redirected(PassReason::Forward, ETH0, &asked(&later));
+    for quote in [16, 40, 500] {
+        let told = error(router(family), family.source, Says::TooBig, &asked(&first), quote);
+        let turned = error(family.node_port, family.client, Says::TooBig, &first.ttl(63), quote).ttl(63);
+        row.outside(&told).redirected(PassReason::IcmpError, ETH0, &turned);
+        let told = error(router(family), family.source, Says::TooBig, &asked(&later), quote);
+        row.outside(&told).untouched(PassReason::OtherProtocol);
+    }
+    row
 }
 
 /// The client's side has a narrow link: the backend learns of it, by the tuple that it knows.

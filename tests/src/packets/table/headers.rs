@@ -1,4 +1,4 @@
-//! Headers: options, extensions, fragments, checksums, and fields that lie (H44, H45).
+//! Headers: options, extensions, checksums, and fields that lie (H44, H45).
 
 use super::super::build::{Body, Extension, Link, Packet, Sum, tcp, udp};
 use super::super::row::{Hook, Row, Service};
@@ -10,7 +10,7 @@ pub(super) fn rows() -> Vec<Row> {
     let mut rows = Vec::new();
     for family in [V4, V6] {
         rows.extend([wrong_sums(&family), padding(&family), hop_limit_of_one(&family), too_big(&family)]);
-        rows.extend([fragments(&family), service_fields(&family), tcp_options(&family), lengths(&family)]);
+        rows.extend([service_fields(&family), tcp_options(&family), lengths(&family)]);
         rows.extend([truncated(&family), nearly_empty(&family)]);
     }
     rows.extend(extensions());
@@ -81,25 +81,6 @@ fn too_big(family: &Family) -> Row {
     // Towards a local backend the stack decides.
     let big = big.to(&family.node_port.replace("30080", "30081"));
     row.outside(&big).passes(PassReason::NewFlow, &big.to(family.local));
-    row
-}
-
-/// A first fragment has ports and is translated; what follows has none.
-fn fragments(family: &Family) -> Row {
-    let mut row = named("first fragments are translated, later ones left alone", family);
-    row.service(family.service(Proto::UDP).local(family.local));
-    let first = udp(family.client, family.node_port).payload(&[7; 64]).first_fragment(24);
-    row.outside(&first).passes(PassReason::NewFlow, &first.to(family.local));
-    let first = udp(family.local, family.client).payload(&[7; 64]).first_fragment(24);
-    row.egress(&first).passes(PassReason::Reply, &first.from(family.node_port));
-    let mut later = udp(family.client, family.node_port);
-    if family.name == "v4" {
-        later.fragment = 3;
-    } else {
-        later = later.extension(Extension::Fragment(3, false));
-    }
-    row.outside(&later).untouched(PassReason::Fragment);
-    row.egress(&later).untouched(PassReason::Fragment);
     row
 }
 

@@ -3,6 +3,7 @@
 mod errors;
 mod foreign;
 mod forward;
+mod fragments;
 mod headers;
 mod reach;
 mod snat;
@@ -20,6 +21,7 @@ pub fn rows() -> Vec<Row> {
         errors::rows(),
         foreign::rows(),
         forward::rows(),
+        fragments::rows(),
         headers::rows(),
         reach::rows(),
         snat::rows(),
