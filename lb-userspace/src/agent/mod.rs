@@ -5,6 +5,7 @@
 //! At the end everything in the kernel stays as it is.
 
 mod ingress;
+mod kernel_sockets;
 mod parts;
 mod supervised;
 
@@ -139,7 +140,8 @@ async fn serve_with(
     held_sender.send_replace(true);
     let datapath = tokio::task::spawn_blocking(open).await.context("the data path")??;
     let ingress = ingress::join(&mut tasks, &config, &link, proxies)?;
-    let problems = parts::not_honoured(&config, datapath.as_ref());
+    let mut problems = parts::not_honoured(&config, datapath.as_ref());
+    problems.extend(kernel_sockets::check(&config));
     let health = parts::service_health(&mut tasks, &config, &board);
     let reconciler = Reconciler::new(Parts {
         node_name: config.node_name.clone(),
