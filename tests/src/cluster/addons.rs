@@ -84,16 +84,28 @@ pub(super) fn install_weir(cluster: &Cluster) -> Result<()> {
     wait_weir(cluster)
 }
 
-/// Deletes Weir's objects, and waits until its Pods have gone. What they programmed stays, on
-/// purpose.
+/// Deletes Weir's DaemonSets: its agents are told to end. What they programmed stays, on purpose.
+///
+/// # Errors
+/// When the API server refuses it.
+pub(super) fn end_agents(cluster: &Cluster) -> Result<()> {
+    cluster.kubectl(&["-n", WEIR_NAMESPACE, "delete", "daemonset", "--all"]).map(drop)
+}
+
+/// Waits until Weir's Pods have gone.
+///
+/// # Errors
+/// When one does not.
+pub(super) fn wait_agents_gone(cluster: &Cluster) -> Result<()> {
+    let words = ["-n", WEIR_NAMESPACE, "wait", "--for=delete", "pod", "--all", "--timeout=300s"];
+    cluster.kubectl(&words).map(drop)
+}
+
+/// Deletes the rest of Weir's objects.
 ///
 /// # Errors
 /// When something does not go.
 pub(super) fn delete_weir(cluster: &Cluster) -> Result<()> {
-    // Pods first: a namespace that is deleted with them is looked at again only after half of the
-    // longest time that they were given.
-    cluster.kubectl(&["delete", "-n", WEIR_NAMESPACE, "daemonset", "--all", "--wait"])?;
-    cluster.kubectl(&["wait", "-n", WEIR_NAMESPACE, "--for=delete", "pod", "--all", "--timeout=300s"])?;
     delete(cluster, &deploy())
 }
 

@@ -265,8 +265,8 @@ impl Cluster {
         addons::install_weir(self)
     }
 
-    /// Removes Weir, where it is installed, as a user does: its objects, then what it has
-    /// programmed on the nodes, which outlives its Pods on purpose.
+    /// Removes Weir, where it is installed, by the lines of docs/install.md: its agents, what they
+    /// programmed on the nodes, which outlives them on purpose, the rest of its objects.
     ///
     /// # Errors
     /// When something does not go.
@@ -274,12 +274,22 @@ impl Cluster {
         if self.api.get("v1", "Namespace", "", addons::WEIR_NAMESPACE)?.is_none() {
             return Ok(());
         }
-        self.delete_weir()?;
+        self.end_agents()?;
+        addons::wait_agents_gone(self)?;
         self.begin_cleaning(None)?;
-        self.end_cleaning(addons::PATIENCE)
+        self.end_cleaning(addons::PATIENCE)?;
+        self.delete_weir()
     }
 
-    /// Deletes Weir's objects, and waits until its Pods have gone. Its programs go on.
+    /// Tells Weir's agents to end, by deleting their DaemonSets. Their programs go on.
+    ///
+    /// # Errors
+    /// When the API server refuses it.
+    pub fn end_agents(&self) -> Result<()> {
+        addons::end_agents(self)
+    }
+
+    /// Deletes what is left of Weir's objects.
     ///
     /// # Errors
     /// When something does not go.

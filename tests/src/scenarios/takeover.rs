@@ -53,13 +53,13 @@ fn there_and_back(stage: &mut Stage, kube_proxy: Proxy) -> Result<String> {
     stage.cluster().set_kube_proxy(kube_proxy)?;
     pause(BETWEEN);
     let before = objects(stage)?;
-    stage.cluster().delete_weir()?;
-    pause(BETWEEN);
+    stage.cluster().end_agents()?;
     stage.cluster().begin_cleaning(Some(DRAIN))?;
     pause(BETWEEN);
     // Its connections end: that is what the cleaning pods wait for.
     let back = watch.stop()?.nothing_lost()?;
     stage.cluster().end_cleaning(DRAIN)?;
+    stage.cluster().delete_weir()?;
     nothing_left(stage, &before)?;
     stage.answers_at_l4()?;
 

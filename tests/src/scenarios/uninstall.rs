@@ -1,7 +1,7 @@
 //! Weir is taken away, as docs/install.md says: nothing of it is left on any node.
 
 use super::install::TUTORIAL;
-use super::stage::{NAMESPACE, Stage};
+use super::stage::{NAMESPACE, PATIENCE, Stage};
 use crate::cluster::BpfObjects;
 use crate::wait;
 use anyhow::{Context, Result, ensure};
@@ -10,16 +10,33 @@ use std::time::Duration;
 /// Maps are freed a moment after their last user.
 const FREED: Duration = Duration::from_secs(30);
 
-/// Programs, maps, pins and rules are gone from every node; and Weir can be installed again.
+/// Programs, maps, pins and rules are gone from every node, addresses from the Ingresses' statuses;
+/// and Weir can be installed again.
 pub(super) fn uninstall(stage: &mut Stage) -> Result<String> {
     let before = objects(stage)?;
     let (programs, maps) = (count(&before, |one| one.programs.len()), count(&before, |one| one.maps.len()));
     ensure!(programs > 0 && maps > 0, "there was nothing to take away: {before:?}");
+    wait::until("addresses in statuses", PATIENCE, || {
+        ensure!(published(stage)? > 0, "none");
+        Ok(())
+    })?;
     stage.cluster().uninstall_weir()?;
     nothing_left(stage, &before)?;
+    let left = published(stage)?;
+    ensure!(left == 0, "{left} addresses are left in statuses of Ingresses");
     stage.cluster().install_weir()?;
     stage.answers()?;
-    Ok(format!("{programs} programs and {maps} maps of {} nodes gone; installed again", before.len()))
+    Ok(format!(
+        "{programs} programs and {maps} maps of {} nodes gone, statuses empty; installed again",
+        before.len()
+    ))
+}
+
+/// Addresses in the statuses of all Ingresses.
+fn published(stage: &Stage) -> Result<usize> {
+    let ingresses = stage.json(&["get", "ingresses", "-A"])?;
+    let all = ingresses["items"].as_array().into_iter().flatten();
+    Ok(all.filter_map(|one| one["status"]["loadBalancer"]["ingress"].as_array()).map(Vec::len).sum())
 }
 
 fn count(all: &[BpfObjects], number: impl Fn(&BpfObjects) -> usize) -> usize {
