@@ -23,8 +23,8 @@ const TELL: Duration = Duration::from_secs(10);
 /// until no open one is left, or for so long.
 ///
 /// # Errors
-/// When an agent holds the node, or something cannot be removed.
-pub fn run(bpffs: &Path, state_dir: &Path, drain: Option<Duration>) -> anyhow::Result<()> {
+/// When an agent holds the node, something cannot be removed, or nobody is there to drain to.
+pub fn run(bpffs: &Path, state_dir: &Path, drain: Option<Drain>) -> anyhow::Result<()> {
     // Without a state folder no agent ran here, or its folder is another: pins still go.
     let lock = match state_dir.is_dir() {
         false => None,
@@ -40,7 +40,7 @@ pub fn run(bpffs: &Path, state_dir: &Path, drain: Option<Duration>) -> anyhow::R
         })?),
     };
     let kept = match drain {
-        Some(patience) => wait_for_flows(bpffs, patience)?,
+        Some(drain) => wait_for_flows(bpffs, drain)?,
         None => Vec::new(),
     };
     let removed = crate::datapath::loader::cleanup(bpffs)?;
@@ -67,18 +67,28 @@ pub fn run(bpffs: &Path, state_dir: &Path, drain: Option<Duration>) -> anyhow::R
     Ok(())
 }
 
+/// How connections are left to whoever takes over.
+#[derive(Clone, Copy, Debug)]
+pub struct Drain {
+    /// How long open ones are waited for.
+    pub patience: Duration,
+    /// Also where no rules of kube-proxy's are.
+    pub force: bool,
+}
+
 /// Leaves every new connection to whoever takes over and waits until the open ones have ended.
 /// Answers what is to be forgotten of netfilter's when no program is there any more.
-fn wait_for_flows(bpffs: &Path, patience: Duration) -> anyhow::Result<Vec<FlowKey>> {
+fn wait_for_flows(bpffs: &Path, Drain { patience, force }: Drain) -> anyhow::Result<Vec<FlowKey>> {
     let mut netfilter = Netfilter::default();
-    match netfilter.kube_proxy() {
-        Ok(rules) if rules.is_empty() => {
-            println!("no rules of kube-proxy's are here: nobody may take over");
-        }
-        Ok(_) => {}
-        Err(error) => println!("rules of kube-proxy's cannot be looked for: {error}"),
-    }
     let Some(mut left) = retire::left(bpffs)? else { return Ok(Vec::new()) };
+    if !force {
+        let rules = netfilter.kube_proxy().context("looking for kube-proxy's rules")?;
+        anyhow::ensure!(
+            !rules.is_empty(),
+            "no rules of kube-proxy's are here, so every new connection would fail: start it and wait until it \
+             has written them; --force drains to something else"
+        );
+    }
     // netfilter sees no packet of a flow that goes past the stack: it would give its source port
     // to a connection of its own. Once before it gets any, and again for what came meanwhile.
     let seconds = u32::try_from(patience.as_secs()).unwrap_or(u32::MAX).saturating_add(MARGIN);

@@ -209,6 +209,9 @@ pub struct CleanupArgs {
     /// time, such as 10m
     #[arg(long, env = "WEIR_DRAIN", value_name = "TIME", value_parser = value::duration)]
     pub drain: Option<Duration>,
+    /// Drain also where no rules of kube-proxy's are: to something else that takes over
+    #[arg(long, requires = "drain")]
+    pub force: bool,
 }
 
 /// What is to be done, with everything checked.

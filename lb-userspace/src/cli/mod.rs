@@ -6,6 +6,7 @@ use crate::args::{
     Ask, CleanupArgs, ExplainArgs, FlowsArgs, Listing, Output, Probe, ReadyArgs, RoutesArgs, ServicesArgs,
     Verb,
 };
+use crate::cleanup::Drain;
 use anyhow::{Context, bail};
 use http_body_util::{BodyExt, Empty};
 use hyper::body::Bytes;
@@ -35,8 +36,9 @@ pub fn run(verb: Verb) -> anyhow::Result<ExitCode> {
         return crate::init_node::run(args).map(|()| ExitCode::SUCCESS);
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    if let Verb::Cleanup(CleanupArgs { bpffs, state_dir, stay, drain }) = &verb {
-        crate::cleanup::run(bpffs, state_dir, *drain)?;
+    if let Verb::Cleanup(CleanupArgs { bpffs, state_dir, stay, drain, force }) = &verb {
+        let drain = drain.map(|patience| Drain { patience, force: *force });
+        crate::cleanup::run(bpffs, state_dir, drain)?;
         if *stay {
             runtime.block_on(told_to_end())?;
         }

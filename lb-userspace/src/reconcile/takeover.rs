@@ -64,8 +64,9 @@ enum Stage {
     Holding(Option<Instant>),
     /// All flows of before are known.
     Following,
-    /// Nobody looks, or netfilter cannot be looked at.
-    Blind,
+    /// Nobody looks, netfilter cannot be looked at, or the first look takes too long; hooks were
+    /// attached at this time.
+    Blind(Option<Instant>),
 }
 
 /// The reconciler's part.
@@ -149,7 +150,7 @@ impl Following {
         if self.orders.is_some() && now < due {
             return Some(due);
         }
-        self.stage = Stage::Blind;
+        self.stage = Stage::Blind(None);
         None
     }
 
@@ -158,21 +159,23 @@ impl Following {
         match self.stage {
             Stage::Holding(_) => NodeFlags::FOREIGN.with(NodeFlags::HOLD),
             Stage::Following if self.entries => NodeFlags::FOREIGN,
-            Stage::Looking | Stage::Following | Stage::Blind => NodeFlags::default(),
+            Stage::Looking | Stage::Following | Stage::Blind(_) => NodeFlags::default(),
         }
     }
 
     /// Hooks were attached.
     pub(super) fn attached(&mut self, now: Instant) {
-        if self.stage == Stage::Holding(None) {
-            self.stage = Stage::Holding(Some(now));
+        match &mut self.stage {
+            Stage::Holding(at @ None) | Stage::Blind(at @ None) => *at = Some(now),
+            Stage::Holding(Some(_)) | Stage::Blind(Some(_)) | Stage::Looking | Stage::Following => {}
         }
     }
 
     /// Goes on after a look that could be written down.
     fn advance(&mut self, began: Instant) {
         self.stage = match self.stage {
-            Stage::Looking | Stage::Blind => Stage::Holding(None),
+            Stage::Looking => Stage::Holding(None),
+            Stage::Blind(attached) => Stage::Holding(attached),
             Stage::Holding(Some(attached)) if began > attached + ON_ITS_WAY => Stage::Following,
             stage @ (Stage::Holding(_) | Stage::Following) => stage,
         };
@@ -183,8 +186,8 @@ impl Following {
             Stage::Looking | Stage::Holding(_) => SOON,
             // What is ordered now is to be seen done.
             Stage::Following if self.told.held != self.told.carried.any() => SOON,
-            Stage::Following | Stage::Blind if self.entries => OFTEN,
-            Stage::Following | Stage::Blind => SELDOM,
+            Stage::Following | Stage::Blind(_) if self.entries => OFTEN,
+            Stage::Following | Stage::Blind(_) => SELDOM,
         }
     }
 
@@ -239,7 +242,7 @@ impl Reconciler {
             Err(error) => {
                 problems.push(problem(format!("flows of netfilter's cannot be read: {error}")));
                 if self.following.stage == Stage::Looking {
-                    self.following.stage = Stage::Blind;
+                    self.following.stage = Stage::Blind(None);
                 }
             }
         }
@@ -323,8 +326,12 @@ mod tests {
         let mut following = Following::default();
         following.start(orders);
         assert!(following.waits(start).is_some());
-        assert_eq!(following.waits(start + PATIENCE), None);
-        following.advance(start + PATIENCE + SOON);
+        let late = start + PATIENCE;
+        assert_eq!(following.waits(late), None);
+        following.attached(late);
+        following.advance(late + SOON);
         assert!(following.flags().has(NodeFlags::HOLD), "a look that came late counts");
+        following.advance(late + SOON + SOON);
+        assert_eq!(following.stage, Stage::Following, "and the next one ends the hold");
     }
 }

@@ -316,8 +316,16 @@ impl Writer<'_> {
 
     /// Hands the Lease on; takes everything away where there is nobody to hand it to (I69).
     async fn retire(&self, candidate: &mut Candidate, api: &Api<Lease>) {
-        if !matches!(timeout(ANSWER_WITHIN, candidate.release(api)).await, Ok(Ok(()))) {
-            return;
+        match timeout(ANSWER_WITHIN, candidate.release(api)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "the Lease is not handed on, and statuses stay as they are");
+                return;
+            }
+            Err(_) => {
+                tracing::warn!("the API server does not answer: the Lease is not handed on, and statuses stay");
+                return;
+            }
         }
         let end = Instant::now() + SUCCESSION;
         while Instant::now() < end {

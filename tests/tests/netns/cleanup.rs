@@ -1,7 +1,7 @@
 //! `weir cleanup` leaves no trace (S83).
 
 use crate::rig::Rig;
-use lab::agent::cleanup;
+use lab::agent::{cleanup, start_cleanup};
 use lab::topology::{Place, Topology};
 use lab::wait;
 use lab::wire::{Ask, Proto};
@@ -92,4 +92,25 @@ fn cleanup_leaves_no_program_map_pin_or_rule() {
     let answer = rig.lab.at(&Place::unhooked("client")).unwrap();
     let answer = answer.ask(Ask::new(Proto::Tcp, "10.96.10.1:80".parse().unwrap()).timeout_ms(300)).unwrap();
     assert!(!answer.ok(), "still translated: {answer:?}");
+}
+
+#[test]
+fn nothing_is_drained_to_nobody() {
+    let rig = Rig::new();
+    let agent = rig.agent();
+    let programs = attached(&rig.lab);
+    agent.terminate(Duration::from_secs(10)).unwrap();
+    let drain = |flags: &[&str]| start_cleanup(&rig.lab, flags).unwrap().wait_with_output().unwrap();
+
+    let out = drain(&["--drain", "1s"]);
+    let said = String::from_utf8_lossy(&out.stderr);
+    assert!(!out.status.success() && said.contains("no rules of kube-proxy's are here"), "{said}");
+    assert_eq!(attached(&rig.lab), programs);
+    let client = rig.lab.at(&Place::unhooked("client")).unwrap();
+    let answer = client.ask(Ask::new(Proto::Tcp, "10.96.10.1:80".parse().unwrap())).unwrap();
+    assert!(answer.ok(), "new connections are Weir's still: {answer:?}");
+
+    let out = drain(&["--drain", "1s", "--force"]);
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    assert_eq!(attached(&rig.lab), BTreeSet::new());
 }

@@ -44,6 +44,8 @@ pub(super) fn build(platform: Platform, profile: Profile) -> Result<Vec<u8>> {
     }
     let flags: Vec<String> = remaps.iter().map(Remap::for_rustc).collect();
     build.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
+    // What a C compiler writes for __DATE__ and __TIME__.
+    build.env("SOURCE_DATE_EPOCH", super::time()?.to_string());
     compiler::choose(platform)?.tell(&mut build, platform, &remaps);
     say(format_args!("{platform}: profile {}", profile.name()));
     run(&mut build)?;
