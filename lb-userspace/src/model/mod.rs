@@ -96,10 +96,24 @@ pub struct PortState {
 pub struct HealthCheck {
     pub port: u16,
     pub uid: String,
-    /// Families that the Service is served in: IPv4, IPv6.
+    /// Families of this node's addresses that it is answered at: IPv4, IPv6.
     pub families: [bool; 2],
     /// Ready endpoints on this node, each address once, by family.
     pub local: [usize; 2],
+}
+
+impl HealthCheck {
+    /// Has a Service of one family answered at this node's addresses of both: a load balancer asks
+    /// the node, not the Service, as upstream's test of `healthCheckNodePort` does.
+    pub(super) fn at_all_addresses(mut self) -> Self {
+        match self.families {
+            [true, false] => self.local[1] = self.local[0],
+            [false, true] => self.local[0] = self.local[1],
+            [true, true] | [false, false] => return self,
+        }
+        self.families = [true; 2];
+        self
+    }
 }
 
 /// The answer for one Service.

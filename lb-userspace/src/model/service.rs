@@ -134,7 +134,7 @@ pub(super) fn build(
         let family = usize::from(!addr.is_v4());
         health.iter_mut().for_each(|health| health.local[family] += 1);
     }
-    state.health = health;
+    state.health = health.map(HealthCheck::at_all_addresses);
     if limits::cut(&mut state.ports, service) || offered > limits::VISITS {
         let reason = format!(
             "more than {} endpoints, counted over all ports: only some of each port are used",
