@@ -323,7 +323,9 @@ impl Writer<'_> {
                 return;
             }
             Err(_) => {
-                tracing::warn!("the API server does not answer: the Lease is not handed on, and statuses stay");
+                tracing::warn!(
+                    "the API server does not answer: the Lease is not handed on, and statuses stay"
+                );
                 return;
             }
         }
