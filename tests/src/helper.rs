@@ -321,7 +321,7 @@ fn run_pod() -> Result<()> {
 }
 
 fn run() -> Result<()> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let mut activities = BTreeMap::new();
     for line in std::io::stdin().lock().lines() {
         let request = serde_json::from_str(&line?)?;

@@ -19,6 +19,7 @@ use anyhow::{Result, bail};
 use stage::Stage;
 use std::path::PathBuf;
 use std::time::Instant;
+use watch::Scale;
 
 /// A scenario: what it is called, whether it is for CI as well, what it does.
 struct Scenario {
@@ -48,7 +49,7 @@ const SCENARIOS: [Scenario; 16] = [
 ];
 
 /// Plays the scenarios of these names (all of them without one; with `ci` those that fit into
-/// a check of each change), tells what each saw, and says whether all went well.
+/// a check of each change, with less traffic), tells what each saw, and says whether all went well.
 ///
 /// # Errors
 /// When there is no cluster, or a name is none.
@@ -63,7 +64,7 @@ pub fn run(cluster: Cluster, images: Vec<PathBuf>, names: &[String], ci: bool) -
         .filter(|scenario| !ci || scenario.ci)
         .collect();
     let began = Instant::now();
-    let mut stage = Stage::set_up(cluster, images)?;
+    let mut stage = Stage::set_up(cluster, images, if ci { Scale::SMALL } else { Scale::FULL })?;
     println!("the stage is set: {:.0} s", began.elapsed().as_secs_f64());
     let mut failed = 0;
     for Scenario { name, play, .. } in &chosen {

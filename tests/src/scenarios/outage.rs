@@ -18,7 +18,7 @@ const AFTERWARDS: Duration = Duration::from_secs(5);
 /// No API server for a minute: nothing is lost; afterwards a change is seen at once.
 pub(super) fn api_server(stage: &mut Stage) -> Result<String> {
     stage.cluster().kill_api()?;
-    let watch = Watch::start(stage, Scale::FULL)?;
+    let watch = Watch::start(stage, stage.scale())?;
     watch.at_least(AWAY);
     stage.cluster().start_api()?;
     let back = Instant::now();

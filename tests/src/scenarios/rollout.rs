@@ -21,7 +21,7 @@ const BROKEN: Duration = Duration::from_secs(30);
 /// A rolling update of the Deployment behind node ports, cluster IPs and the Ingress. (The long
 /// flows are to other pods: a flow ends with its pod.)
 pub(super) fn deployment(stage: &mut Stage) -> Result<String> {
-    let watch = Watch::start(stage, Scale::FULL)?;
+    let watch = Watch::start(stage, stage.scale())?;
     let before = uids(stage, NAMESPACE, "app=web")?;
     stage.cluster().kubectl(&["-n", NAMESPACE, "rollout", "restart", "deployment/web"])?;
     stage.rolled_out("deployment/web")?;
@@ -31,7 +31,7 @@ pub(super) fn deployment(stage: &mut Stage) -> Result<String> {
 
 /// A rolling update of Weir itself on all nodes.
 pub(super) fn weir(stage: &mut Stage) -> Result<String> {
-    let watch = Watch::start(stage, Scale::FULL)?;
+    let watch = Watch::start(stage, stage.scale())?;
     let before = uids(stage, SYSTEM, LABEL)?;
     let began = Instant::now();
     stage.cluster().kubectl(&["-n", SYSTEM, "rollout", "restart", "daemonset/weir"])?;
@@ -72,7 +72,7 @@ pub(super) fn broken(stage: &mut Stage) -> Result<String> {
 
 /// Weir's pods are deleted, one node after the other.
 pub(super) fn deleted(stage: &mut Stage) -> Result<String> {
-    let watch = Watch::start(stage, Scale::FULL)?;
+    let watch = Watch::start(stage, stage.scale())?;
     let nodes = stage.cluster().nodes();
     for node in &nodes {
         let here = format!("--field-selector=spec.nodeName={}", node.name());

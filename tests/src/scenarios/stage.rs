@@ -2,7 +2,7 @@
 //! cluster, and clients outside, in pods and on nodes.
 
 use super::place::{client_in_pod, client_on_node};
-use super::watch::DEADLINE_MS;
+use super::watch::{DEADLINE_MS, Scale};
 use crate::authority::Authority;
 use crate::cluster::images::write_lab;
 use crate::cluster::{Cluster, Node};
@@ -72,6 +72,8 @@ pub(super) struct Stage {
     cluster_ips: Vec<SocketAddr>,
     /// Archives of the images that nodes were given after their start.
     images: Vec<PathBuf>,
+    /// How much traffic a scenario has by default.
+    scale: Scale,
 }
 
 impl Stage {
@@ -79,7 +81,7 @@ impl Stage {
     ///
     /// # Errors
     /// When the cluster is not up, or pods do not become ready.
-    pub(super) fn set_up(cluster: Cluster, mut images: Vec<PathBuf>) -> Result<Self> {
+    pub(super) fn set_up(cluster: Cluster, mut images: Vec<PathBuf>, scale: Scale) -> Result<Self> {
         let authority = Authority::new()?;
         // This program, as a client and, in an image, as the server of pods.
         let executable = std::env::current_exe()?;
@@ -97,6 +99,7 @@ impl Stage {
             doors: Vec::new(),
             cluster_ips: Vec::new(),
             images,
+            scale,
         };
         // What an earlier test left behind.
         stage.cluster.kubectl(&["delete", "namespace", NAMESPACE, "--ignore-not-found"])?;
@@ -117,6 +120,10 @@ impl Stage {
         stage.new_clients()?;
         stage.answers()?;
         Ok(stage)
+    }
+
+    pub(super) fn scale(&self) -> Scale {
+        self.scale
     }
 
     pub(super) fn cluster(&self) -> &Cluster {

@@ -37,7 +37,7 @@ fn there_and_back(stage: &mut Stage, kube_proxy: Proxy) -> Result<String> {
     stage.answers_at_l4()?;
 
     // There: flows that kube-proxy's rules translate outlive them.
-    let scale = Scale { requests: 0, ..Scale::FULL };
+    let scale = Scale { requests: 0, ..stage.scale() };
     let watch = Watch::start(stage, scale)?;
     pause(BETWEEN);
     stage.cluster().install_weir()?;

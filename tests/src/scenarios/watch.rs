@@ -39,7 +39,7 @@ pub(super) struct Scale {
 impl Scale {
     /// What the project promises for a rollout.
     pub(super) const FULL: Self = Self { flows: 200, datagrams: 20, connections: 300, requests: 300 };
-    /// Enough to notice a gap, where the time is another's.
+    /// Enough to notice a gap, where the time or the machine is another's.
     pub(super) const SMALL: Self = Self { flows: 40, datagrams: 8, connections: 60, requests: 60 };
 }
 
