@@ -109,6 +109,8 @@ pub struct PublishConfig {
     pub service: Option<ObjectKey>,
     /// Beat the Service's; without both, the ready nodes' addresses.
     pub addresses: Vec<StatusAddress>,
+    /// Which nodes count, as the API's label selectors are written.
+    pub node_selector: String,
 }
 
 #[derive(Clone, Debug)]
@@ -212,6 +214,7 @@ impl Config {
                     update: args.update_status,
                     service: args.publish_service,
                     addresses: args.publish_status_address,
+                    node_selector: args.publish_node_selector,
                 },
                 trusted_proxies: args.trusted_proxies.map(|cidrs| cidrs.0).unwrap_or_default(),
                 body_size: (args.proxy_body_size != 0).then_some(args.proxy_body_size),

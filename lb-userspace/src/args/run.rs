@@ -201,6 +201,9 @@ pub struct RunArgs {
     /// Addresses that go into status.loadBalancer [default: those of ready nodes]
     #[arg(long, env = "WEIR_PUBLISH_STATUS_ADDRESS", value_name = "IP|HOST,…", value_parser = status_address, value_delimiter = ',', help_heading = L7)]
     pub publish_status_address: Vec<StatusAddress>,
+    /// Labels of the nodes whose addresses go into status.loadBalancer: those that serve Ingress
+    #[arg(long, env = "WEIR_PUBLISH_NODE_SELECTOR", value_name = "SELECTOR", default_value = "weir.dev/l7!=off,kubernetes.io/os!=windows", help_heading = L7)]
+    pub publish_node_selector: String,
     /// Write status.loadBalancer
     #[arg(long, env = "WEIR_UPDATE_STATUS", value_name = "on|off", value_parser = on_off, default_value = "on", help_heading = L7)]
     pub update_status: Onoff,

@@ -47,7 +47,7 @@ pub(super) async fn follow(
             })
             .await
         }
-        Publish::Nodes => {
+        Publish::Nodes(selector) => {
             let mut nodes: BTreeMap<String, Vec<IpAddr>> = BTreeMap::new();
             let tell = |nodes: &BTreeMap<String, Vec<IpAddr>>| {
                 seen.send_if_modified(|seen| {
@@ -58,7 +58,8 @@ pub(super) async fn follow(
                     changed
                 });
             };
-            each(watcher(Api::<Node>::all(client.clone()), watcher::Config::default()), board, |event| {
+            let config = watcher::Config::default().labels(selector);
+            each(watcher(Api::<Node>::all(client.clone()), config), board, |event| {
                 match event {
                     Event::Init => nodes.clear(),
                     Event::InitApply(node) => {

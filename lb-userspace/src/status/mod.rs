@@ -103,8 +103,8 @@ pub enum Publish {
     Given(Vec<StatusAddress>),
     /// Those of a Service.
     Service(ObjectKey),
-    /// Those of the ready nodes.
-    Nodes,
+    /// Those of the ready nodes that this label selector picks.
+    Nodes(String),
 }
 
 impl From<&PublishConfig> for Publish {
@@ -112,7 +112,7 @@ impl From<&PublishConfig> for Publish {
         match &config.service {
             _ if !config.addresses.is_empty() => Self::Given(config.addresses.clone()),
             Some(service) => Self::Service(service.clone()),
-            None => Self::Nodes,
+            None => Self::Nodes(config.node_selector.clone()),
         }
     }
 }
@@ -134,7 +134,7 @@ fn addresses(publish: &Publish, seen: &Seen) -> Option<Vec<StatusAddress>> {
     let found: BTreeSet<StatusAddress> = match publish {
         Publish::Given(addresses) => addresses.iter().cloned().collect(),
         Publish::Service(_) => seen.service.as_ref()?.iter().cloned().collect(),
-        Publish::Nodes => {
+        Publish::Nodes(_) => {
             let nodes = seen.nodes.as_ref()?;
             let found: BTreeSet<_> = nodes.values().flatten().copied().map(StatusAddress::Ip).collect();
             if found.is_empty() {

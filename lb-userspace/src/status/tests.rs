@@ -61,14 +61,17 @@ fn addresses_are_those_given_else_the_services_else_the_nodes() {
                 .collect(),
         ),
     };
-    assert_eq!(addresses(&Publish::Nodes, &Seen::default()), None, "not listed");
-    assert_eq!(addresses(&Publish::Nodes, &seen(&[("a", &[])])), None, "none is ready");
+    assert_eq!(addresses(&Publish::Nodes(String::new()), &Seen::default()), None, "not listed");
+    assert_eq!(addresses(&Publish::Nodes(String::new()), &seen(&[("a", &[])])), None, "none is ready");
     let two = seen(&[("b", &["192.0.2.2", "2001:db8::2"]), ("a", &["192.0.2.3"])]);
     let expected = vec![ip("192.0.2.2"), ip("192.0.2.3"), ip("2001:db8::2")];
-    assert_eq!(addresses(&Publish::Nodes, &two), Some(expected));
+    assert_eq!(addresses(&Publish::Nodes(String::new()), &two), Some(expected));
     let many: Vec<String> = (0..200).map(|n| format!("192.0.2.{n}")).collect();
     let many: Vec<&str> = many.iter().map(String::as_str).collect();
-    assert_eq!(addresses(&Publish::Nodes, &seen(&[("a", &many)])).map(|list| list.len()), Some(ADDRESSES));
+    assert_eq!(
+        addresses(&Publish::Nodes(String::new()), &seen(&[("a", &many)])).map(|list| list.len()),
+        Some(ADDRESSES)
+    );
 }
 
 #[test]

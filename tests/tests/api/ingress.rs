@@ -140,6 +140,13 @@ fn statuses_and_events_are_written_by_one_agent_handed_on_and_taken_away() -> Re
     let server = ApiServer::start()?;
     server.create_node("node-a", &["192.0.2.1".parse()?])?;
     server.create_node("node-b", &["192.0.2.2".parse()?])?;
+    // Where Ingress is not served.
+    server.create_node("node-c", &["192.0.2.3".parse()?])?;
+    let serves = |serves: &str| {
+        let labels = json!({ "weir.dev/l7": serves });
+        server.apply(&json!({ "apiVersion": "v1", "kind": "Node", "metadata": { "name": "node-c", "labels": labels } }))
+    };
+    serves("off")?;
     server.apply(&class("weir", "weir.dev/ingress"))?;
     server.apply(&class("other", "example.com/other"))?;
     server.apply(&ingress("ours", "weir", "ours.example"))?;
@@ -156,6 +163,11 @@ fn statuses_and_events_are_written_by_one_agent_handed_on_and_taken_away() -> Re
         Ok(())
     })?;
     let told = events(&server, "ours")?;
+
+    serves("on")?;
+    wait_addresses(&server, "ours", &["192.0.2.1", "192.0.2.2", "192.0.2.3"], PATIENCE)?;
+    serves("off")?;
+    wait_addresses(&server, "ours", &["192.0.2.1", "192.0.2.2"], PATIENCE)?;
 
     // A node that is not ready any more is nobody's address.
     server.apply(&json!({ "apiVersion": "v1", "kind": "Node", "metadata": { "name": "node-b" },

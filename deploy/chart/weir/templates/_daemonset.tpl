@@ -65,6 +65,10 @@ spec:
             - --bpffs=/bpf
             - --cgroup=/cgroup
             - --host-root=/host
+          envFrom:
+            - configMapRef:
+                name: weir
+                optional: true
           securityContext:
             privileged: true
             runAsUser: 0
@@ -130,6 +134,10 @@ spec:
             {{- if .l7 }}
             - name: WEIR_DRAIN_DELAY
               value: 20s
+            {{- if and .nodes (eq .nodes.operator "In") }}
+            - name: WEIR_PUBLISH_NODE_SELECTOR
+              value: weir.dev/l7=on
+            {{- end }}
             {{- end }}
           envFrom:
             - configMapRef:
