@@ -109,16 +109,26 @@ pub struct InitNodeArgs {
 #[derive(Args, Clone, Debug)]
 pub struct NfConntrackArgs {
     /// Entries that the kernel's table holds at least, for each processor
-    #[arg(long, default_value_t = 32_768, value_name = "N")]
+    #[arg(long, env = "WEIR_CONNTRACK_MAX_PER_CORE", default_value_t = 32_768, value_name = "N")]
     pub conntrack_max_per_core: u32,
     /// Entries that it holds at least, however few processors there are
-    #[arg(long, default_value_t = 131_072, value_name = "N")]
+    #[arg(long, env = "WEIR_CONNTRACK_MIN", default_value_t = 131_072, value_name = "N")]
     pub conntrack_min: u32,
     /// Seconds after which an open TCP connection without a packet is forgotten
-    #[arg(long, default_value_t = 86_400, value_name = "SECONDS")]
+    #[arg(
+        long,
+        env = "WEIR_CONNTRACK_TCP_TIMEOUT_ESTABLISHED",
+        default_value_t = 86_400,
+        value_name = "SECONDS"
+    )]
     pub conntrack_tcp_timeout_established: u32,
     /// The same for one whose other end has closed
-    #[arg(long, default_value_t = 3_600, value_name = "SECONDS")]
+    #[arg(
+        long,
+        env = "WEIR_CONNTRACK_TCP_TIMEOUT_CLOSE_WAIT",
+        default_value_t = 3_600,
+        value_name = "SECONDS"
+    )]
     pub conntrack_tcp_timeout_close_wait: u32,
 }
 
