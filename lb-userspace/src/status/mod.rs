@@ -220,6 +220,12 @@ fn edit<'a>(
     }
 }
 
+/// Whether a status may hold what we wrote: it does, or the API server has yet to tell us what
+/// came of a write of ours. Taking away what is not there changes nothing.
+fn may_be_written(report: &Report, manager: &str) -> bool {
+    report.ours || report.ingress.status_manager.as_deref() == Some(manager)
+}
+
 /// The field manager that writes: one for each set of controllers, or two installations would
 /// take each other's entries away.
 pub fn manager(controllers: &BTreeSet<String>) -> String {

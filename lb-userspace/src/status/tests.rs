@@ -150,6 +150,21 @@ fn installations_write_under_names_of_their_own() {
 }
 
 #[test]
+fn what_the_last_agent_takes_away_includes_what_it_wrote_a_moment_ago() {
+    for (case, ours, manager, expected) in [
+        ("ours, and told back", true, Some("weir:a"), true),
+        ("ours, written and not told back yet", true, None, true),
+        ("not ours any more", false, Some("weir:a"), true),
+        ("another's", false, None, false),
+        ("another installation's", false, Some("weir:b"), false),
+    ] {
+        let ingress = Ingress { status_manager: manager.map(str::to_owned), ..Ingress::default() };
+        let report = Report { ingress: Arc::new(ingress), ours, in_force: true, problems: Vec::new() };
+        assert_eq!(may_be_written(&report, "weir:a"), expected, "{case}");
+    }
+}
+
+#[test]
 fn reports_are_taken_once_and_all_on_demand() {
     let report = |name: &str, ours| Report {
         ingress: Arc::new(Ingress { key: ObjectKey::new("default", name), ..Ingress::default() }),

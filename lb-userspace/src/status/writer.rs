@@ -3,7 +3,7 @@
 use super::follow::follow;
 use super::lease::{self, Candidate, RENEW_EVERY, Step};
 use super::pace::Pace;
-use super::{Edit, Publish, Report, Reports, Seen, addresses, edit};
+use super::{Edit, Publish, Report, Reports, Seen, addresses, edit, may_be_written};
 use crate::board::Board;
 use crate::events::Teller;
 use crate::problem::ObjectKey;
@@ -343,19 +343,15 @@ impl Writer<'_> {
             return;
         }
         tracing::info!("no other agent is there: statuses are taken away");
-        let mut ours = Vec::new();
-        for Report { ingress, .. } in self.reports.take_all() {
-            if ingress.status_manager.as_deref() == Some(&*self.options.manager) {
-                ours.push(ingress);
-            }
-        }
+        let mut reports = self.reports.take_all();
+        reports.retain(|report| may_be_written(report, &self.options.manager));
         // Not one after the other: whoever stops us does not wait long.
-        let clear = |ingress: Arc<crate::source::Ingress>| async move {
+        let clear = |Report { ingress, .. }: Report| async move {
             if let Err(error) = self.apply(&ingress.key, &ingress.uid, json!({})).await {
                 tracing::warn!(ingress = %ingress.key, %error, "its status stays");
             }
         };
-        futures_util::stream::iter(ours).for_each_concurrent(AT_ONCE, clear).await;
+        futures_util::stream::iter(reports).for_each_concurrent(AT_ONCE, clear).await;
     }
 
     fn tell(&self, what: &str, error: &dyn std::fmt::Display) {
