@@ -162,6 +162,14 @@ impl<'lab> Agent<'lab> {
         }
     }
 
+    /// Whether it runs no more.
+    ///
+    /// # Errors
+    /// When the kernel cannot say.
+    pub fn has_ended(&mut self) -> Result<bool> {
+        Ok(self.child.try_wait()?.is_some())
+    }
+
     /// GET from the node itself: status code and body.
     ///
     /// # Errors

@@ -4,6 +4,7 @@
 //! (whose maps an earlier agent left), then the reconciler, the watchers.
 //! At the end everything in the kernel stays as it is.
 
+mod hold;
 mod ingress;
 mod kernel_sockets;
 mod parts;
@@ -11,7 +12,7 @@ mod supervised;
 
 use crate::admin::{Admin, Desk};
 use crate::args::{Config, SourceKind};
-use crate::board::{Board, Phase, Snapshot};
+use crate::board::{Board, Snapshot};
 use crate::datapath::Datapath;
 use crate::http::{self, Answer};
 use crate::link::Link;
@@ -21,6 +22,7 @@ use crate::reconcile::{Handle, Intake, Parts, Reconciler, spawn};
 use crate::source::Syncs;
 use crate::{health, lock, logs, node, status};
 use anyhow::Context;
+use hold::hold;
 use hyper::body::Incoming;
 use hyper::{Request, StatusCode};
 use std::future::Future;
@@ -64,11 +66,9 @@ pub fn run(config: Config) -> anyhow::Result<()> {
                 _ = interrupt.recv() => {}
             }
         };
-        let open = {
-            let config = config.clone();
-            move || parts::datapath(&config)
-        };
-        serve_with(config, open, stop, supervisor).await
+        let (open, tried) = (config.clone(), config.clone());
+        serve_with(config, move || parts::datapath(&open), move || parts::rehearse(&tried), stop, supervisor)
+            .await
     });
     // A listing that hangs must not hold up the end.
     runtime.shutdown_background();
@@ -84,12 +84,13 @@ pub async fn serve(
     open: impl FnOnce() -> anyhow::Result<Box<dyn Datapath>> + Send + 'static,
     stop: impl Future<Output = ()>,
 ) -> anyhow::Result<()> {
-    serve_with(config, open, stop, None).await
+    serve_with(config, open, || Ok(()), stop, None).await
 }
 
 async fn serve_with(
     config: Config,
     open: impl FnOnce() -> anyhow::Result<Box<dyn Datapath>> + Send + 'static,
+    rehearse: impl FnOnce() -> anyhow::Result<()> + Clone + Send + 'static,
     stop: impl Future<Output = ()>,
     supervisor: Option<OwnedFd>,
 ) -> anyhow::Result<()> {
@@ -121,18 +122,14 @@ async fn serve_with(
         }
     });
 
-    let standby = || {
-        tracing::info!("another agent runs on this node: standing by");
-        board.publish(Snapshot { phase: Phase::Standby, ..Snapshot::default() });
-    };
     let lock = tokio::select! {
-        lock = lock::acquire(&config.state_dir, standby) => lock?,
+        lock = hold(|told| lock::acquire(&config.state_dir, told), rehearse.clone(), &board) => lock?,
         () = &mut stop => return Ok(()),
     };
     let maps_lock = match &config.l4 {
         None => None,
         Some(l4) => tokio::select! {
-            lock = lock::acquire_maps(&l4.bpffs, standby) => Some(lock?),
+            lock = hold(|told| lock::acquire_maps(&l4.bpffs, told), rehearse, &board) => Some(lock?),
             () = &mut stop => return Ok(()),
         },
     };

@@ -5,7 +5,7 @@ use crate::args::{ApiConfig, Config, L4Config, LogLevel, SourceKind, Xdp};
 use crate::board::{Board, agent_problem};
 use crate::cgroup;
 use crate::datapath::bpf::Bpf;
-use crate::datapath::loader::{LoadOptions, XdpPolicy};
+use crate::datapath::loader::{self, LoadOptions, XdpPolicy};
 use crate::datapath::sim::Sim;
 use crate::datapath::{Capacity, Datapath};
 use crate::node::Options;
@@ -28,17 +28,14 @@ use tokio::task::JoinSet;
 /// Failures that may wait to become Events.
 const FAILURES: usize = 64;
 
-/// The kernel's data path, or one in memory that no packet sees (`--l4 off`).
-pub(super) fn datapath(config: &Config) -> anyhow::Result<Box<dyn Datapath>> {
-    let Some(l4) = &config.l4 else {
-        tracing::info!("L4 is off: Services are looked at, nothing is programmed");
-        return Ok(Box::new(Sim::new(capacity(None))));
-    };
+/// How the programs are loaded; `None`: not at all (`--l4 off`).
+fn load_options(config: &Config) -> anyhow::Result<Option<LoadOptions>> {
+    let Some(l4) = &config.l4 else { return Ok(None) };
     let cgroup = match (l4.socket_lb, &l4.cgroup) {
         (SocketLb::Off, _) => None,
         (SocketLb::On | SocketLb::Host, asked) => Some(cgroup::root(asked.as_deref())?),
     };
-    let options = LoadOptions {
+    Ok(Some(LoadOptions {
         bpffs: l4.bpffs.clone(),
         cgroup,
         host_sockets: l4.socket_lb == SocketLb::Host,
@@ -55,12 +52,26 @@ pub(super) fn datapath(config: &Config) -> anyhow::Result<Box<dyn Datapath>> {
         log_level: log_level(l4),
         clsact: l4.clsact,
         verbose: false,
+    }))
+}
+
+/// The kernel's data path, or one in memory that no packet sees (`--l4 off`).
+pub(super) fn datapath(config: &Config) -> anyhow::Result<Box<dyn Datapath>> {
+    let Some(options) = load_options(config)? else {
+        tracing::info!("L4 is off: Services are looked at, nothing is programmed");
+        return Ok(Box::new(Sim::new(capacity(None))));
     };
     let mut bpf = Bpf::new(options).context("the data path cannot be loaded")?;
-    if l4.bpf_log != LogLevel::Off {
+    if config.l4.as_ref().is_some_and(|l4| l4.bpf_log != LogLevel::Off) {
         crate::datapath::log::follow(&mut bpf)?;
     }
     Ok(Box::new(bpf))
+}
+
+/// Whether [`datapath`] would work, found out beside the agent that is at work.
+pub(super) fn rehearse(config: &Config) -> anyhow::Result<()> {
+    let Some(options) = load_options(config)? else { return Ok(()) };
+    loader::rehearse(&options)
 }
 
 /// What was asked for and cannot be had with the maps that an earlier agent left.

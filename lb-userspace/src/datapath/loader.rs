@@ -4,7 +4,7 @@
 //! the pinned maps, loads its own programs over them and replaces the program of each pinned
 //! link in place: no packet finds a hook empty, and no flow is forgotten.
 
-use super::{Capacity, Hook, LinkClass, LinkPlan, earlier, sys};
+use super::{Capacity, Hook, LinkClass, LinkPlan, earlier, layout, sys};
 use anyhow::{Context, Result, anyhow, bail};
 use aya::maps::{Map, MapData};
 use aya::programs::links::Link;
@@ -128,17 +128,12 @@ impl Loaded {
                 .with_context(|| format!("create {}: is a bpf file system mounted there?", dir.display()))?;
         }
         let mut ebpf = load_object(&options, Some(&maps))?;
-        check_layout(&mut ebpf)?;
-        for name in PACKET_PROGRAMS {
-            classifier(&mut ebpf, name)?.load().with_context(|| format!("load program {name}"))?;
-        }
-        if options.cgroup.is_some() {
-            for (name, ..) in SOCKET_HOOKS {
-                socket_program(&mut ebpf, name)?.load().with_context(|| format!("load program {name}"))?;
-            }
-            if let Err(error) = learning_program(&mut ebpf)?.load() {
-                tracing::info!(error = %error, "session affinity will not know pods by their addresses");
-            }
+        layout::check(&ebpf)?;
+        load_programs(&mut ebpf, options.cgroup.is_some())?;
+        if options.cgroup.is_some()
+            && let Err(error) = learning_program(&mut ebpf)?.load()
+        {
+            tracing::info!(error = %error, "session affinity will not know pods by their addresses");
         }
         Ok(Self { ebpf, links, options, xdp_loaded: false })
     }
@@ -509,44 +504,6 @@ fn load_object(options: &LoadOptions, pins: Option<&Path>) -> Result<Ebpf> {
     loader.load(object()?).context("load the eBPF object")
 }
 
-/// aya reuses a pinned map without looking at it: key and value sizes are checked here.
-fn check_layout(ebpf: &mut Ebpf) -> Result<()> {
-    use lb_common::abi as a;
-    const fn pair<K, V>() -> (u32, u32) {
-        (size_of::<K>() as u32, size_of::<V>() as u32)
-    }
-    for (name, (key, value)) in [
-        (map::FRONTENDS, pair::<a::FrontendKey, a::Frontend>()),
-        (map::BACKENDS, pair::<u32, a::Backend>()),
-        (map::TABLES, pair::<u32, [u32; a::TABLE_BLOCK]>()),
-        (map::FLOWS, pair::<a::FlowKey, a::Flow>()),
-        (map::TRANSIENT, pair::<a::FlowKey, a::Flow>()),
-        (map::FOREIGN, pair::<a::FlowKey, a::Foreign>()),
-        (map::FRAGMENTS, pair::<a::FragmentKey, a::Fragments>()),
-        (map::AFFINITY, pair::<a::AffinityKey, a::Affinity>()),
-        (map::SOCKETS, pair::<a::SocketKey, a::SocketPeer>()),
-        (map::NETNS, pair::<a::NetnsKey, a::Addr>()),
-        (map::PEERS, pair::<u32, a::Peer>()),
-        (map::NODE_ADDRESSES, pair::<a::Addr, a::NodeAddress>()),
-        (map::DEVICES, pair::<u32, a::Device>()),
-        (map::NODE, pair::<u32, a::NodeConfig>()),
-        (map::COUNTERS, pair::<u32, u64>()),
-        (map::SERVICE_COUNTERS, pair::<u32, a::ServiceCounters>()),
-        (map::PREFIXES, pair::<a::Prefix, a::Held>()),
-    ] {
-        let info = data(ebpf.map(name).with_context(|| format!("the object has no map {name}"))?)?.info()?;
-        if (info.key_size(), info.value_size()) != (key, value) {
-            bail!(
-                "pinned map {name} has keys of {} and values of {} bytes, expected {key} and {value}: \
-                 run `weir cleanup` to start anew",
-                info.key_size(),
-                info.value_size()
-            );
-        }
-    }
-    Ok(())
-}
-
 /// The map inside aya's enum of types.
 pub(super) fn data(map: &Map) -> Result<&MapData> {
     if let Map::Array(data)
@@ -561,6 +518,30 @@ pub(super) fn data(map: &Map) -> Result<&MapData> {
     } else {
         bail!("unexpected map type: {map:?}")
     }
+}
+
+/// The programs that the data path cannot be without. XDP is none of them: a device that cannot
+/// have it is served without.
+fn load_programs(ebpf: &mut Ebpf, sockets: bool) -> Result<()> {
+    for name in PACKET_PROGRAMS {
+        classifier(ebpf, name)?.load().with_context(|| format!("load program {name}"))?;
+    }
+    for (name, ..) in SOCKET_HOOKS.iter().filter(|_| sockets) {
+        socket_program(ebpf, name)?.load().with_context(|| format!("load program {name}"))?;
+    }
+    Ok(())
+}
+
+/// Tries what [`Loaded::new`] will do, without touching anything that the agent at work uses:
+/// loads the programs over small maps of its own, which go again with this call, and looks at the
+/// layout of the maps that are pinned.
+///
+/// # Errors
+/// As [`Loaded::new`].
+pub fn rehearse(options: &LoadOptions) -> Result<()> {
+    let mut ebpf = load_object(&LoadOptions { capacity: Capacity::SMALL, ..options.clone() }, None)?;
+    load_programs(&mut ebpf, options.cgroup.is_some())?;
+    layout::check_pinned(&pin_folder(&options.bpffs).join("maps"))
 }
 
 /// One program's size, as `cargo xtask verify` prints it.
@@ -586,15 +567,7 @@ pub fn verify_report() -> Result<Vec<ProgramReport>> {
         // The larger programs.
         masquerade_all: false,
         cluster_cidrs: true,
-        capacity: Capacity {
-            frontends: 64,
-            backends: 64,
-            table_blocks: 64,
-            flows: 64,
-            transient: 64,
-            services: 64,
-            prefixes: 64,
-        },
+        capacity: Capacity::SMALL,
         log_level: 0,
         clsact: false,
         verbose: true,

@@ -7,6 +7,7 @@ pub mod bpf;
 mod earlier;
 mod gc;
 mod hash;
+mod layout;
 pub mod loader;
 pub mod log;
 mod pod;
@@ -46,6 +47,19 @@ pub struct Capacity {
     pub transient: u32,
     pub services: u32,
     pub prefixes: u32,
+}
+
+impl Capacity {
+    /// For programs that are loaded to be looked at, and for data paths of tests.
+    pub const SMALL: Self = Self {
+        frontends: 64,
+        backends: 64,
+        table_blocks: 64,
+        flows: 64,
+        transient: 64,
+        services: 64,
+        prefixes: 64,
+    };
 }
 
 /// Why one operation failed.

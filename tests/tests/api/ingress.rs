@@ -56,16 +56,7 @@ impl Agent {
         let thread = std::thread::spawn(move || {
             let runtime =
                 tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-            let capacity = Capacity {
-                frontends: 64,
-                backends: 64,
-                table_blocks: 64,
-                flows: 64,
-                transient: 64,
-                services: 64,
-                prefixes: 64,
-            };
-            let open = move || Ok(Box::new(Sim::new(capacity)) as Box<dyn weir::datapath::Datapath>);
+            let open = || Ok(Box::new(Sim::new(Capacity::SMALL)) as Box<dyn weir::datapath::Datapath>);
             let ended = runtime.block_on(weir::agent::serve(*config, open, async { drop(stopped.await) }));
             runtime.shutdown_background();
             ended
