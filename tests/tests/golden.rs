@@ -225,6 +225,7 @@ impl<'a> Agent<'a> {
             zone: node.and_then(|node| node.zone.clone()),
             addresses: node.map(|node| node.internal_ips.iter().copied().collect()).unwrap_or_default(),
             internal_ips: node.map(|node| node.internal_ips.clone()).unwrap_or_default(),
+            external_ips: node.map(|node| node.external_ips.clone()).unwrap_or_default(),
         };
         self.dirty.append(&mut self.model.update(&self.objects, &view, &touched.services));
         let input = L7Input {

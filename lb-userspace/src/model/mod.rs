@@ -129,10 +129,25 @@ pub struct ServiceState {
 pub struct NodeView {
     pub name: String,
     pub zone: Option<String>,
-    /// The node's own addresses: no frontend takes a protected port of theirs (H36).
+    /// Every address that this node has now.
     pub addresses: BTreeSet<IpAddr>,
     /// What the Node object says are its addresses inside the cluster.
     pub internal_ips: Vec<IpAddr>,
+    /// And those outside of it.
+    pub external_ips: Vec<IpAddr>,
+}
+
+impl NodeView {
+    /// Whether protected ports of an address are the node's, whoever asks for them (H36).
+    ///
+    /// An address that a load balancer announces from this node, as kube-vip or keepalived do, is
+    /// on one of its devices as well: it is the Service's unless the Node object names it.
+    /// Anybody may write into `spec.externalIPs`, so there every address of the node counts.
+    fn keeps(&self, ip: IpAddr, kind: FrontendKind) -> bool {
+        let named = self.internal_ips.contains(&ip) || self.external_ips.contains(&ip);
+        let unnamed = self.internal_ips.is_empty() && self.external_ips.is_empty();
+        named || self.addresses.contains(&ip) && (kind != FrontendKind::LoadBalancer || unnamed)
+    }
 }
 
 /// The answers for all Services, and who holds which address.

@@ -280,7 +280,8 @@ pub(super) fn frontends(service: &Service, node: &NodeView, options: &ModelOptio
             room -= 1;
             let claim = (addr, number, port.proto);
             let own = addr.is_unspecified() || node.addresses.contains(&addr.into());
-            if own && options.protected_ports.contains(&number) {
+            let kept = addr.is_unspecified() || node.keeps(addr.into(), kind);
+            if kept && options.protected_ports.contains(&number) && !taken.contains_key(&claim) {
                 let spelled = spell(addr, number, port.proto);
                 out.tell(
                     service,

@@ -19,8 +19,9 @@ fn node() -> NodeView {
     NodeView {
         name: "here".into(),
         zone: Some("a".into()),
-        addresses: ["192.0.2.1".parse().unwrap()].into(),
+        addresses: ["192.0.2.1", "192.0.2.100", "192.0.2.101"].map(|ip| ip.parse().unwrap()).into(),
         internal_ips: vec!["192.0.2.1".parse().unwrap()],
+        external_ips: vec!["198.51.100.1".parse().unwrap()],
     }
 }
 
@@ -416,7 +417,11 @@ fn protected_ports_of_the_node_are_never_taken() {
     let mut s = service("a", "10.96.0.1");
     s.kind = ServiceType::LoadBalancer;
     s.ports = vec![tcp("ssh", 22, 10250), tcp("web", 80, 30080)];
-    s.load_balancer_ips = vec!["192.0.2.1".parse().unwrap(), "203.0.113.1".parse().unwrap()];
+    // The Node's own, inside and outside; one that is only announced from here; one of elsewhere.
+    s.load_balancer_ips =
+        ["192.0.2.1", "198.51.100.1", "192.0.2.100", "203.0.113.1"].map(|ip| ip.parse().unwrap()).into();
+    // Whoever may write a Service may write this.
+    s.external_ips = ["192.0.2.100", "192.0.2.101"].map(|ip| ip.parse().unwrap()).into();
     let mut objects = Objects::default();
     put_service(&mut objects, s);
     let options = ModelOptions { protected_ports: [22, 10250].into(), ..ModelOptions::default() };
@@ -426,12 +431,14 @@ fn protected_ports_of_the_node_are_never_taken() {
     assert_eq!(
         reasons,
         [
+            "spec.externalIPs: 192.0.2.101:22/TCP is a protected port of this node: not programmed",
             "spec.ports[0].nodePort: node port 10250/TCP (IPv4) is a protected port of this node: not programmed",
             "status.loadBalancer.ingress: 192.0.2.1:22/TCP is a protected port of this node: not programmed",
+            "status.loadBalancer.ingress: 198.51.100.1:22/TCP is a protected port of this node: not programmed",
         ]
     );
     let frontends: usize = state.ports.values().map(|p| p.frontends.len()).sum();
-    assert_eq!(frontends, 2 + 4);
+    assert_eq!(frontends, 3 + 7);
 }
 
 #[test]

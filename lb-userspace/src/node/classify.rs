@@ -25,6 +25,7 @@ pub fn derive(tables: &Tables, options: &Options, inputs: &Inputs) -> NodeState 
     let mut problems = Vec::new();
     let primary = [Family::V4, Family::V6].map(|family| primary(tables, inputs, family));
     let links = links(tables, options, inputs, &mut problems);
+    problems.extend(ipvs(tables));
     let facts = NodeFacts {
         config: NodeConfig {
             v4: primary[0].map_or(Addr::ANY_V4, Addr::from),
@@ -36,6 +37,24 @@ pub fn derive(tables: &Tables, options: &Options, inputs: &Inputs) -> NodeState 
         devices: devices(tables, &links),
     };
     NodeState { facts, links, problems }
+}
+
+/// Where kube-proxy's IPVS mode keeps the addresses of Services.
+const IPVS_DEVICE: &str = "kube-ipvs0";
+
+/// Addresses of Services that are the node's own are left to the node (S82).
+fn ipvs(tables: &Tables) -> Option<Problem> {
+    let there = tables.links.values().any(|link| link.name == IPVS_DEVICE);
+    there.then(|| {
+        problem(
+            "takeover",
+            format!(
+                "device {IPVS_DEVICE} of kube-proxy's IPVS mode is on this node and makes addresses of Services \
+                 the node's own; its open connections are not taken over: switch kube-proxy to its nftables or \
+                 iptables mode first, or run `kube-proxy --cleanup` here"
+            ),
+        )
+    })
 }
 
 /// The node's address in a family: the first of the Node's that is here, else what the

@@ -117,6 +117,17 @@ fn pod_devices_off_leaves_pod_links_alone() {
 }
 
 #[test]
+fn the_device_of_ipvs_is_told() {
+    let mut tables = tables();
+    assert!(derive(&tables, &options(), &inputs(&[])).problems.is_empty());
+    tables.links.insert(9, link(Some("dummy"), "kube-ipvs0"));
+    let problems = derive(&tables, &options(), &inputs(&[])).problems;
+    let [problem] = &problems[..] else { panic!("{problems:?}") };
+    assert_eq!(problem.field, "takeover");
+    assert!(problem.reason.contains("kube-ipvs0"), "{problem:?}");
+}
+
+#[test]
 fn named_devices_are_taken_and_missing_ones_told() {
     let options =
         Options { devices: Devices::Named(vec!["eth1".into(), "bond7".into(), "lo".into()]), ..options() };

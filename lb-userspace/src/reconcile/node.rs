@@ -50,16 +50,13 @@ impl Reconciler {
     /// What Services are decided from.
     pub(super) fn update_view(&mut self) {
         let addresses = self.tables.local.iter().copied().filter(|ip| !ip.is_loopback());
+        let node = self.objects.node.as_deref();
         self.view = NodeView {
             name: self.objects.node_name.clone(),
-            zone: self.objects.node.as_ref().and_then(|node| node.zone.clone()),
+            zone: node.and_then(|node| node.zone.clone()),
             addresses: addresses.collect(),
-            internal_ips: self
-                .objects
-                .node
-                .as_ref()
-                .map(|node| node.internal_ips.clone())
-                .unwrap_or_default(),
+            internal_ips: node.map(|node| node.internal_ips.clone()).unwrap_or_default(),
+            external_ips: node.map(|node| node.external_ips.clone()).unwrap_or_default(),
         };
     }
 

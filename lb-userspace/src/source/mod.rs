@@ -154,6 +154,7 @@ pub struct EndpointSlice {
 pub struct Node {
     pub name: String,
     pub internal_ips: Vec<IpAddr>,
+    pub external_ips: Vec<IpAddr>,
     /// `spec.podCIDRs` as text.
     pub pod_cidrs: Vec<String>,
     /// Label `topology.kubernetes.io/zone` (S28).

@@ -256,6 +256,7 @@ fn a_node_gives_addresses_ranges_zone_and_whether_it_leaves() {
         "status": {"addresses": [{"type": "Hostname", "address": "n1"}, {"type": "InternalIP", "address": "192.0.2.1"},
                                   {"type": "InternalIP", "address": "2001:db8::1"}, {"type": "ExternalIP", "address": "203.0.113.1"}]}}));
     assert_eq!(read.internal_ips, ips(&["192.0.2.1", "2001:db8::1"]));
+    assert_eq!(read.external_ips, ips(&["203.0.113.1"]));
     assert_eq!(read.pod_cidrs, ["10.244.1.0/24", "fd00:1::/64"]);
     assert_eq!((read.zone.as_deref(), read.leaving), (Some("z1"), false));
     let taint = json!({"metadata": {"name": "n1"}, "spec": {"podCIDR": "10.244.1.0/24",

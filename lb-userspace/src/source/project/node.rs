@@ -3,6 +3,7 @@
 use super::parse_ip;
 use crate::source::Node;
 use k8s_openapi::api::core::v1 as api;
+use std::net::IpAddr;
 
 const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 const LEAVING_TAINT: &str = "ToBeDeletedByClusterAutoscaler";
@@ -18,13 +19,14 @@ pub fn node(from: &api::Node) -> Node {
         pod_cidrs.extend(spec.and_then(|spec| spec.pod_cidr.clone()).filter(|cidr| !cidr.is_empty()));
     }
     let taints = spec.and_then(|spec| spec.taints.as_deref()).unwrap_or_default();
+    let of = |kind: &str| -> Vec<IpAddr> {
+        let addresses = addresses.iter().filter(|address| address.type_ == kind);
+        addresses.filter_map(|address| parse_ip(&address.address).ok()).collect()
+    };
     Node {
         name: meta.name.clone().unwrap_or_default(),
-        internal_ips: addresses
-            .iter()
-            .filter(|address| address.type_ == "InternalIP")
-            .filter_map(|address| parse_ip(&address.address).ok())
-            .collect(),
+        internal_ips: of("InternalIP"),
+        external_ips: of("ExternalIP"),
         pod_cidrs,
         zone: meta.labels.as_ref().and_then(|labels| labels.get(ZONE_LABEL)).cloned(),
         leaving: meta.deletion_timestamp.is_some() || taints.iter().any(|taint| taint.key == LEAVING_TAINT),
