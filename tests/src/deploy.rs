@@ -52,11 +52,11 @@ pub fn objects(folder: &Path) -> Result<Vec<Value>> {
 /// The Helm release that `tests/helm/go.mod` pins.
 const HELM: &str = "v3.19.0";
 
-/// The objects that the chart stands for, with a file of `deploy/chart/values`.
+/// The objects that the chart stands for, with files of `deploy/chart/values`.
 ///
 /// # Errors
 /// When there is no Go that can build Helm, or Helm does not understand the chart.
-pub fn rendered(values: Option<&str>) -> Result<Vec<Value>> {
+pub fn rendered(values: &[&str]) -> Result<Vec<Value>> {
     let helm = go::once(&go::cache()?.join("helm").join(HELM), "helm", |temporary| {
         go::say(&format!("Helm {HELM}: building it with Go (minutes, once)"));
         let built = go::build("helm", "helm.sh/helm/v3/cmd/helm", "-s -w", temporary);
@@ -66,7 +66,7 @@ pub fn rendered(values: Option<&str>) -> Result<Vec<Value>> {
     let mut command = Command::new(helm);
     command.env("KUBECONFIG", "/dev/null").args(["template", "weir"]).arg(chart.join("weir"));
     command.args(["--namespace", "weir-system"]);
-    if let Some(values) = values {
+    for values in values {
         command.arg("--values").arg(chart.join("values").join(format!("{values}.yaml")));
     }
     let output = command.output().context("starting Helm")?;

@@ -50,10 +50,11 @@ struct Tool {
     package: &'static str,
 }
 
-const TOOLS: [Tool; 38] = [
+const TOOLS: [Tool; 39] = [
     tool(Group::Build, "cc", "gcc"),
     tool(Group::Run, "ip", "iproute2"),
     tool(Group::Run, "nsenter", "util-linux"),
+    tool(Group::Test, "bpftool", "bpftool"),
     tool(Group::Test, "capsh", "libcap2-bin"),
     tool(Group::Test, "nft", "nftables"),
     tool(Group::Test, "iptables", "iptables"),

